@@ -1,0 +1,1 @@
+"""REFINE in JAX: defends classifiers against backdoors by model reprogramming."""
