@@ -1,0 +1,42 @@
+"""Which images make up which batch: a new order every epoch, drawn from the seed alone."""
+
+import jax
+import numpy as np
+
+from refine_jax.keys import named_key
+
+
+class Feed:
+    """The order of a training's batches.
+
+    The batch of a step depends on the key and the step only, so a training that is taken up again at any
+    step goes on with the very batches that it would have had.
+
+    Args:
+        num_examples: Of the data set, at least `batch_size`.
+        batch_size: Of every batch but perhaps the last of an epoch.
+        key: A key of jax.random.
+        keep_last: Whether what is left over at the end of an epoch makes a smaller batch or is left out.
+    """
+
+    def __init__(self, num_examples: int, batch_size: int, key: jax.Array, *, keep_last: bool):
+        if not 1 <= batch_size <= num_examples:
+            raise ValueError(f"batch_size = {batch_size}: allowed: 1 to {num_examples}, the number of examples")
+        self.num_examples = num_examples
+        self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch(num_examples, batch_size, keep_last=keep_last)
+        self._key = key
+        self._epoch, self._order = -1, np.empty(0, np.int32)
+
+    def indices(self, step: int) -> np.ndarray:
+        """Returns which examples step `step` (counted from 0) trains on.  int32 [B]"""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            order = jax.random.permutation(named_key(self._key, epoch), self.num_examples)
+            self._epoch, self._order = epoch, np.asarray(order, np.int32)
+        return self._order[position * self.batch_size : (position + 1) * self.batch_size]
+
+
+def steps_per_epoch(num_examples: int, batch_size: int, *, keep_last: bool) -> int:
+    """Returns how many batches an epoch has."""
+    return -(-num_examples // batch_size) if keep_last else num_examples // batch_size
