@@ -1,0 +1,120 @@
+"""A training set with a part of it changed: which images, and what they become."""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import numpy as np
+
+from refine_jax.errors import SettingError
+from refine_jax.keys import named_key
+
+if TYPE_CHECKING:
+    from refine_jax.attacks.trigger import Attack
+
+Change = Callable[[np.ndarray, "Attack", jax.Array], np.ndarray]
+
+
+class Poisoned(NamedTuple):
+    """A poisoned training set.
+
+    Args:
+        images: uint8. [N, H, W, 3]
+        labels: Of the type that was given. [N]
+        indices: Of the poisoned images, sorted, int32. [P]
+        cover_indices: Of images that were changed and kept their label, sorted, int32. [C]
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+    cover_indices: np.ndarray
+
+
+def show_trigger(images: np.ndarray, attack: "Attack", key: jax.Array) -> np.ndarray:
+    """Returns images as they are shown at test time."""
+    del key
+    return attack.trigger(images)
+
+
+def dirty_label(
+    attack: "Attack",
+    images: np.ndarray,
+    labels: np.ndarray,
+    key: jax.Array,
+    *,
+    plant: Change = show_trigger,
+    cover: Change | None = None,
+    cover_rate: Callable[["Attack"], float] = lambda attack: 0.0,
+) -> Poisoned:
+    """Changes images drawn from all classes, and their labels to the target.
+
+    Args:
+        attack: Whose rate and target count.
+        images: uint8. [N, H, W, 3]
+        labels: Integers. [N]
+        key: For the indices, the poisoned and the cover images.
+        plant: (images [P, H, W, 3], attack, key) -> what the poisoned images become, in the order of their indices.
+        cover: Likewise of the cover images.
+        cover_rate: Of an attack: the share of all images that are changed but keep their label. Where poisoned and
+            cover images together would be more than there are, those that are left are the cover images.
+
+    Returns:
+        The poisoned training set.
+
+    Source:
+        Uniform over all training images, the target's own included, then the cover images from the rest: as in
+        BackdoorBox, which the authors' program is built on.
+    """
+    check_target(attack, labels)
+    indices, covers = draw_indices(
+        np.arange(len(labels)), attack, named_key(key, "indices"), int_share(len(labels), cover_rate(attack))
+    )
+    changed, new_labels = np.array(images), np.array(labels)
+    changed[indices] = plant(changed[indices], attack, named_key(key, "poisoned"))
+    if cover is not None:
+        changed[covers] = cover(changed[covers], attack, named_key(key, "cover"))
+    new_labels[indices] = attack.target
+    return Poisoned(changed, new_labels, indices, covers)
+
+
+def check_target(attack: "Attack", labels: np.ndarray) -> None:
+    """Refuses a target that is none of the classes that there are.
+
+    Raises:
+        SettingError: The target is above every label.
+    """
+    if len(labels) and attack.target > labels.max():
+        raise SettingError("attack.target", attack.target, f"a class of these labels, 0 to {labels.max()}")
+
+
+def draw_indices(
+    candidates: np.ndarray, attack: "Attack", key: jax.Array, cover_count: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws which images are poisoned, and which of the others cover that up.
+
+    Args:
+        candidates: Indices of the images that may be poisoned. [M]
+        attack: Its rate is the share of the candidates.
+        key: For the draw.
+        cover_count: How many cover images; fewer where there are not as many left.
+
+    Returns:
+        Two sorted, disjoint int32 arrays of indices.
+
+    Raises:
+        SettingError: The rate makes not one image of these candidates.
+    """
+    count = int_share(len(candidates), attack.rate)
+    if count == 0:
+        least = f"at least {1 / len(candidates):.3g}" if len(candidates) else "none"
+        raise SettingError("attack.rate", attack.rate, f"{least}, with {len(candidates)} images to poison a part of")
+    order = np.asarray(jax.random.permutation(key, len(candidates)))
+    drawn = np.asarray(candidates, np.int32)[order]
+    return np.sort(drawn[:count]), np.sort(drawn[count : count + cover_count])
+
+
+def int_share(count: int, rate: float) -> int:
+    """Returns rate * count, rounded down; 0.29 of 100 is 29, which the product of floats is not."""
+    return math.floor(rate * count + 1e-9)
