@@ -1,0 +1,120 @@
+"""A classifier as everyone else sees it: images in [0, 1] in, logits out, its preprocessing inside."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from refine_jax import networks
+from refine_jax.errors import SettingError, choose
+
+CHANNEL_ORDERS = ("RGB", "BGR")
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True, init=False)
+class Classifier:
+    """A trained network with its weights and its own preprocessing.
+
+    It is a pytree whose only leaves are the weights, so that it can be handed to a jitted function as an
+    argument.
+
+    Args:
+        name: Network, one of `networks.names()`.
+        variables: Its Flax variables, {'params': ..., 'batch_stats': ...}.
+        num_classes: K.
+        mean: Of each channel, in the order in which the network takes them, in units of [0, 1]. [3]
+        std: Likewise, above 0. [3]
+        channels: Order in which the network takes the channels, 'RGB' or 'BGR'. Images are RGB in any case and
+            are turned around before they are normalized.
+        input_size: (H, W) that the network takes, or one number; None: whatever size an image has.
+        options: Of `networks.build`, such as {'width': 16}.
+
+    Raises:
+        SettingError: A value is impossible; which one and what is allowed.
+    """
+
+    name: str
+    variables: Any
+    num_classes: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    channels: str
+    input_size: tuple[int, int] | None
+    options: tuple[tuple[str, Any], ...]
+
+    def __init__(
+        self,
+        name: str,
+        variables: Any,
+        num_classes: int,
+        mean,
+        std,
+        *,
+        channels: str = "RGB",
+        input_size: int | tuple[int, int] | None = None,
+        options: Mapping[str, Any] = {},
+    ):
+        if isinstance(input_size, int):
+            input_size = (input_size, input_size)
+        if len(mean) != 3:
+            raise SettingError("mean", mean, "three numbers, one a channel")
+        if len(std) != 3 or min(std) <= 0:
+            raise SettingError("std", std, "three numbers above 0, one a channel")
+        set_field = lambda field, value: object.__setattr__(self, field, value)  # noqa: E731 - frozen
+        set_field("name", name)
+        set_field("variables", variables)
+        set_field("num_classes", num_classes)
+        set_field("mean", tuple(float(m) for m in mean))
+        set_field("std", tuple(float(s) for s in std))
+        set_field("channels", choose("channels", channels, CHANNEL_ORDERS))
+        set_field("input_size", None if input_size is None else tuple(input_size))
+        set_field("options", tuple(sorted(dict(options).items())))
+        self.network  # an unknown name or option is said now, not at the first image
+
+    @property
+    def network(self) -> nn.Module:
+        """The linen module that the variables belong to."""
+        return networks.build(self.name, self.num_classes, **dict(self.options))
+
+    def preprocess(self, images: jax.Array) -> jax.Array:
+        """Turns images in [0, 1], RGB, into what the network takes.  [N, H, W, 3] -> [N, h, w, 3]"""
+        chex.assert_rank(images, 4)
+        chex.assert_axis_dimension(images, 3, 3)
+        if self.input_size is not None and images.shape[1:3] != self.input_size:
+            images = jax.image.resize(images, (len(images), *self.input_size, 3), "bilinear")
+        if self.channels == "BGR":
+            images = images[..., ::-1]
+        return (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
+
+    def logits(self, inputs: jax.Array) -> jax.Array:
+        """Runs the network, in inference mode, on inputs that are preprocessed already.  -> [N, K]"""
+        return self.network.apply(self.variables, inputs, train=False)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Logits of images.
+
+        Args:
+            images: Float, RGB, in [0, 1]. [N, H, W, 3]
+
+        Returns:
+            [N, K]
+        """
+        return self.logits(self.preprocess(images))
+
+    def tree_flatten(self):
+        static = tuple(getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "variables")
+        return (self.variables,), static
+
+    @classmethod
+    def tree_unflatten(cls, static, children):
+        # Not through __init__: JAX also rebuilds the tree around placeholders.
+        self = object.__new__(cls)
+        names = [f.name for f in dataclasses.fields(cls) if f.name != "variables"]
+        for field, value in zip(("variables", *names), (*children, *static), strict=True):
+            object.__setattr__(self, field, value)
+        return self

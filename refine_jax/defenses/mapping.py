@@ -1,0 +1,50 @@
+"""Output mapping: a permutation of the classes without fixed points, drawn once and kept with the U-Net."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def derangement(key: jax.Array, num_classes: int) -> jax.Array:
+    """Draws a permutation of the classes that leaves none in its place, each such permutation equally likely.
+
+    Args:
+        key: A key of jax.random.
+        num_classes: K, at least 2.
+
+    Returns:
+        permutation: the classifier's class i becomes class permutation[i]. int32 [K]
+
+    Raises:
+        ValueError: One class alone has to stay where it is.
+
+    References:
+        Chen et al., REFINE, ICLR 2025, section 4.2; the released program draws likewise, until nothing stays.
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes = {num_classes}: allowed: at least 2, for one class alone cannot move")
+    classes = jnp.arange(num_classes, dtype=jnp.int32)
+
+    def draw_again(carry):
+        key, _ = carry
+        key, subkey = jax.random.split(key)
+        return key, jax.random.permutation(subkey, classes)
+
+    # A draw has no fixed point with probability near 1/e, so about 2.7 draws are needed.
+    _, permutation = jax.lax.while_loop(lambda carry: jnp.any(carry[1] == classes), draw_again, (key, classes))
+    return permutation
+
+
+def remap(probabilities: jax.Array, permutation: jax.Array) -> jax.Array:
+    """Gives the probability of the classifier's class i to class permutation[i]: q[pi(i)] = p[i].
+
+    Args:
+        probabilities: Or any scores. [N, K]
+        permutation: Integers [K]
+
+    Returns:
+        [N, K]
+    """
+    chex.assert_rank([probabilities, permutation], [2, 1])
+    chex.assert_shape(permutation, (probabilities.shape[1],))
+    return probabilities[:, jnp.argsort(permutation)]

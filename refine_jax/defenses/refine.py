@@ -1,0 +1,383 @@
+"""REFINE: a U-Net in front of a frozen classifier, a permutation of the classes behind it.
+
+    x ---> T(x) = clip(U-Net(x), 0, 1) ---> classifier, frozen ---> p ---> q[pi(i)] = p[i]
+
+The U-Net learns from clean images without labels. What the classifier itself says of an image is the
+pseudo-label, y = argmax F(x), and the loss asks two things of the transformed one:
+
+    cross-entropy           q must say y: the classifier, shown T(x), must answer pi^-1(y), another class than
+                            it gives to x itself, so T has to make new patterns and none of the old ones, a
+                            trigger among them, goes on meaning what it meant;
+    supervised contrastive  transformed images of one y shall be alike, those of different y apart.
+
+References:
+    Chen et al., "REFINE: Inversion-Free Backdoor Defense via Model Reprogramming", ICLR 2025, sections 4.1 to
+    4.3; the authors' released program, refine.py.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from refine_jax.classifier import Classifier
+from refine_jax.datasets.augment import random_flip, random_grayscale, random_resized_crop
+from refine_jax.datasets.feed import Feed
+from refine_jax.defenses.mapping import derangement, remap
+from refine_jax.errors import SettingError, choose, did_you_mean
+from refine_jax.keys import named_key
+from refine_jax.losses import l2_normalize, mapped_binary_cross_entropy, mapped_cross_entropy, supervised_contrastive
+from refine_jax.networks.unet import UNet
+from refine_jax.training import loop, optimizer
+from refine_jax.training.checkpoints import Checkpoints
+from refine_jax.training.compilation import compile_training
+from refine_jax.training.state import TrainState, create_train_state
+
+LOSSES = {"cross_entropy": mapped_cross_entropy, "binary_cross_entropy": mapped_binary_cross_entropy}
+UNET_INPUTS = ("unit", "normalized")
+
+PRESETS = {
+    # What the paper states.
+    "paper": {"loss": "cross_entropy", "temperature": 0.1, "base_temperature": None, "unet_input": "unit"},
+    # What the authors' released program computes.
+    "authors_code": {
+        "loss": "binary_cross_entropy",
+        "temperature": 0.07,
+        "base_temperature": 0.07,
+        "unet_input": "normalized",
+    },
+}
+
+# The section 'defense' of a configuration. None in a field of PRESETS: what the preset says.
+DEFAULTS = {
+    "preset": "paper",
+    "loss": None,
+    "temperature": None,
+    "base_temperature": None,
+    "unet_input": None,
+    "sup_weight": 0.1,
+    "width": 64,
+    "depth": 4,
+    "data_fraction": 1.0,
+    **optimizer.DEFAULTS,
+    "batch_size": 256,
+    "learning_rate": 0.01,
+    "decay": 0.8,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What the U-Net is asked for, nothing left open.
+
+    Attributes:
+        loss: Key of `LOSSES`.
+        temperature: Of the contrastive loss.
+        base_temperature: Of the contrastive loss; None: no factor in front of it.
+        unet_input: 'unit': the U-Net sees images in [0, 1], and the classifier preprocesses T(x) as it does
+            any image. 'normalized': the U-Net sees what the classifier's preprocessing makes of the image, and
+            T(x) goes to the network as it is.
+        sup_weight: Weight of the contrastive loss; 0 leaves it out.
+    """
+
+    loss: str
+    temperature: float
+    base_temperature: float | None
+    unet_input: str
+    sup_weight: float
+
+    @classmethod
+    def of(cls, settings: "Mapping[str, Any] | Objective | None") -> "Objective":
+        """Fills settings up from their preset.
+
+        Args:
+            settings: The section 'defense' of a configuration, a mapping with some of its fields, or None for
+                the paper's. `base_temperature` = 0 means no factor, as None does in a plain mapping; in a
+                ConfigDict None means the preset's.
+        """
+        if isinstance(settings, cls):
+            return settings
+        settings = _given(settings)
+        preset = PRESETS[choose("defense.preset", settings.get("preset", DEFAULTS["preset"]), PRESETS)]
+        values = {"sup_weight": DEFAULTS["sup_weight"], **preset}
+        values |= {name: settings[name] for name in values if name in settings}
+        values["base_temperature"] = values["base_temperature"] or None
+        choose("defense.loss", values["loss"], LOSSES)
+        choose("defense.unet_input", values["unet_input"], UNET_INPUTS)
+        return cls(**values)
+
+
+def transform(unet: UNet, variables: Any, classifier: Classifier, images: jax.Array, settings, *, train: bool):
+    """Input transformation: T(x) = clip(U-Net(x), 0, 1).
+
+    Args:
+        unet: The module.
+        variables: Its 'params' and 'batch_stats'.
+        classifier: Whose preprocessing comes first where `unet_input` is 'normalized'.
+        images: Float in [0, 1]. [N, H, W, 3]
+        settings: As in `objective`.
+        train: Whether BatchNorm normalizes by the batch.
+
+    Returns:
+        (T(x) [N, H, W, 3], the new batch_stats, as they were where not `train`).
+    """
+    if Objective.of(settings).unet_input == "normalized":
+        images = classifier.preprocess(images)
+    if not train:
+        return jnp.clip(unet.apply(variables, images, train=False), 0, 1), variables["batch_stats"]
+    outputs, changed = unet.apply(variables, images, train=True, mutable=["batch_stats"])
+    return jnp.clip(outputs, 0, 1), changed["batch_stats"]
+
+
+def transformed_logits(classifier: Classifier, transformed: jax.Array, settings) -> jax.Array:
+    """The classifier's logits of transformed images, before the output mapping.  [N, H, W, 3] -> [N, K]"""
+    if Objective.of(settings).unet_input == "normalized":
+        return classifier.logits(transformed)
+    return classifier(transformed)
+
+
+def objective(
+    unet: UNet,
+    unet_variables: Any,
+    classifier: Classifier,
+    images: jax.Array,
+    permutation: jax.Array,
+    settings: Mapping[str, Any] | Objective | None,
+) -> tuple[jax.Array, dict[str, Any]]:
+    """The loss of REFINE on a batch of clean images, without labels.
+
+    Args:
+        unet: The module.
+        unet_variables: {'params', 'batch_stats'}; BatchNorm runs in training mode.
+        classifier: Frozen, in inference mode.
+        images: Augmented already; float in [0, 1]. [N, H, W, 3]
+        permutation: Output mapping. Integers [K]
+        settings: See `Objective.of`.
+
+    Returns:
+        (total, aux). total: classification + sup_weight * contrastive, a scalar. aux: 'classification',
+        'contrastive' (scalars), 'pseudo_labels' [N], 'batch_stats' (the U-Net's new ones), 'transformed'
+        [N, H, W, 3], 'logits' (the classifier's of T(x), before the mapping) [N, K].
+    """
+    chex.assert_rank([images, permutation], [4, 1])
+    settings = Objective.of(settings)
+
+    pseudo_labels = classifier(images).argmax(axis=-1)  # y = argmax F(x)  [N]
+    transformed, batch_stats = transform(unet, unet_variables, classifier, images, settings, train=True)
+    logits = transformed_logits(classifier, transformed, settings)  # [N, K]
+    classification = LOSSES[settings.loss](logits, pseudo_labels, permutation)
+
+    features = l2_normalize(transformed.reshape(len(images), -1))  # [N, H * W * 3]
+    # Two views of each image, as the loss is defined; both are T(x).
+    contrastive = supervised_contrastive(
+        features[:, None], pseudo_labels, settings.temperature, settings.base_temperature, repeats=2
+    )
+    total = classification + settings.sup_weight * contrastive
+    return total, {
+        "classification": classification,
+        "contrastive": contrastive,
+        "pseudo_labels": pseudo_labels,
+        "batch_stats": batch_stats,
+        "transformed": transformed,
+        "logits": logits,
+    }
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Defended:
+    """A classifier behind its defense; a pytree, so that it can be handed to a jitted function.
+
+    Attributes:
+        classifier: As it was given.
+        unet_variables: The trained U-Net's.
+        permutation: Output mapping. int32 [K]
+        unet: The module.
+        settings: What it was trained for.
+    """
+
+    classifier: Classifier
+    unet_variables: Any
+    permutation: jax.Array
+    unet: UNet = dataclasses.field(metadata={"static": True})
+    settings: Objective = dataclasses.field(metadata={"static": True})
+
+    def transform(self, images: jax.Array) -> jax.Array:
+        """T(x) of images.  Float in [0, 1] [N, H, W, 3] -> the same"""
+        transformed, _ = transform(
+            self.unet, self.unet_variables, self.classifier, images, self.settings, train=False
+        )
+        return transformed
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Probabilities after the output mapping.
+
+        Args:
+            images: Float, RGB, in [0, 1]. [N, H, W, 3]
+
+        Returns:
+            [N, K]; the classes mean what they mean to the classifier.
+        """
+        logits = transformed_logits(self.classifier, self.transform(images), self.settings)
+        return remap(jax.nn.softmax(logits), self.permutation)
+
+
+def train_step(unet: UNet, tx, settings: Objective):
+    """Returns the function (state, data, indices [B]) -> (state, metrics) that trains the U-Net by one batch.
+
+    `data` holds 'images' uint8 [N, H, W, 3], 'classifier', 'permutation' and 'key'.
+    """
+
+    def step(state: TrainState, data: Mapping[str, Any], indices: jax.Array):
+        images = data["images"][indices].astype(jnp.float32) / 255  # [B, H, W, 3]
+        images = augment(images, named_key(data["key"], state.step))
+
+        def loss_fn(params):
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            return objective(unet, variables, data["classifier"], images, data["permutation"], settings)
+
+        (total, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        sources = jnp.argsort(data["permutation"])[aux["pseudo_labels"]]
+        metrics = {
+            "loss": total,
+            "classification": aux["classification"],
+            "contrastive": aux["contrastive"],
+            "agreement": (aux["logits"].argmax(axis=-1) == sources).mean(),
+        }
+        return state.updated(tx, gradients, aux["batch_stats"]), metrics
+
+    return step
+
+
+def augment(images: jax.Array, key: jax.Array) -> jax.Array:
+    """Crop of 80 to 100 % of the area, resized back; flip; grayscale with probability 0.2.  [N, H, W, 3]"""
+    crop_key, flip_key, gray_key = jax.random.split(key, 3)
+    images = random_resized_crop(images, crop_key)
+    return random_grayscale(random_flip(images, flip_key), gray_key)
+
+
+def fit(
+    classifier: Classifier,
+    images: np.ndarray,
+    settings: Mapping[str, Any],
+    seed: int,
+    num_classes: int,
+    journal: loop.Journal | None = None,
+) -> tuple[Defended, loop.Outcome]:
+    """Trains a U-Net for a classifier.
+
+    Args:
+        classifier: Stays as it is.
+        images: Clean, without labels. uint8 [N, H, W, 3]
+        settings: The section 'defense' of a configuration, whole.
+        seed: For mapping, weights, choice and order of the images, augmentation.
+        num_classes: K.
+        journal: Where to leave checkpoints and metrics.
+
+    Returns:
+        The defended classifier, with the last step's parameters; and how the training went.
+    """
+    unet = UNet(width=settings["width"], depth=settings["depth"])
+    images = take_fraction(images, settings["data_fraction"], named_key(seed, "refine/data"))
+    feed = Feed(len(images), settings["batch_size"], named_key(seed, "refine/order"), keep_last=False)
+    schedule = optimizer.create_schedule(settings, feed.steps_per_epoch)
+    tx = optimizer.create_optimizer(settings, schedule)
+    state = create_train_state(unet, tx, named_key(seed, "refine/weights"), images.shape[1:3])
+    data = {
+        "images": jnp.asarray(images),
+        "classifier": classifier,
+        "permutation": derangement(named_key(seed, "refine/mapping"), num_classes),
+        "key": named_key(seed, "refine/augmentation"),
+    }
+    wanted = Objective.of(settings)
+    step = compile_training(train_step(unet, tx, wanted), donate_argnums=0)
+    kept = {"permutation": data["permutation"]}
+    outcome = loop.fit("refine", step, state, data, feed, schedule, journal, kept)
+    return Defended(classifier, outcome.state.variables, data["permutation"], unet, wanted), outcome
+
+
+def load(checkpoints: pathlib.Path, classifier: Classifier, settings: Mapping[str, Any]) -> Defended:
+    """Returns the defended classifier whose training `fit` has left in a folder of checkpoints.
+
+    Args:
+        checkpoints: The folder.
+        classifier: That was defended.
+        settings: The section 'defense' of a configuration, whole, as it was trained with.
+    """
+    with Checkpoints(checkpoints) as kept:
+        arrays, _ = kept.restore()
+    variables = {"params": arrays["params"], "batch_stats": arrays["batch_stats"]}
+    unet = UNet(width=settings["width"], depth=settings["depth"])
+    return Defended(classifier, variables, jnp.asarray(arrays["permutation"]), unet, Objective.of(settings))
+
+
+def take_fraction(images: np.ndarray, fraction: float, key: jax.Array) -> np.ndarray:
+    """Returns a share of the images, drawn from the key, in their order.  [N, H, W, 3] -> [n, H, W, 3]"""
+    if fraction == 1:
+        return images
+    chosen = jax.random.permutation(key, len(images))[: round(fraction * len(images))]
+    return images[np.sort(np.asarray(chosen))]
+
+
+def check(prefix: str, settings: Mapping[str, Any], num_images: int, image_size: tuple[int, int]) -> None:
+    """Refuses what REFINE cannot be trained with.
+
+    Args:
+        prefix: Name of the section, for the error.
+        settings: The section 'defense' of a configuration, whole.
+        num_images: Clean images there are.
+        image_size: (H, W).
+
+    Raises:
+        SettingError: The first setting that is impossible.
+    """
+    optimizer.check(prefix, settings)
+    wanted = Objective.of(settings)
+    if wanted.temperature <= 0:
+        raise SettingError(f"{prefix}.temperature", wanted.temperature, "a number above 0")
+    if wanted.base_temperature is not None and wanted.base_temperature < 0:
+        raise SettingError(f"{prefix}.base_temperature", wanted.base_temperature, "0 (no factor) or more")
+    if wanted.sup_weight < 0:
+        raise SettingError(f"{prefix}.sup_weight", wanted.sup_weight, "0 or more")
+    if settings["width"] < 1:
+        raise SettingError(f"{prefix}.width", settings["width"], "1 or more")
+    deepest = int(np.log2(min(image_size)))
+    if not 1 <= settings["depth"] <= deepest:
+        raise SettingError(
+            f"{prefix}.depth", settings["depth"], f"1 to {deepest} for images of {image_size[0]} x {image_size[1]}"
+        )
+    if not 0 < settings["data_fraction"] <= 1:
+        raise SettingError(f"{prefix}.data_fraction", settings["data_fraction"], "above 0 and at most 1")
+    available = round(settings["data_fraction"] * num_images)
+    if settings["batch_size"] > available:
+        raise SettingError(f"{prefix}.batch_size", settings["batch_size"], f"at most the {available} clean images")
+    if settings["batch_size"] < 2:
+        raise SettingError(f"{prefix}.batch_size", settings["batch_size"], "2 or more, for the contrastive loss")
+
+
+def complete(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the whole section 'defense' of which some fields, or none, are given.
+
+    Raises:
+        SettingError: A field is unknown.
+    """
+    given = _given(settings)
+    for name in given:
+        if name not in DEFAULTS:
+            allowed = ", ".join(DEFAULTS) + did_you_mean(name, DEFAULTS)
+            raise SettingError(f"defense.{name}", given[name], f"one of the fields {allowed}")
+    wanted = Objective.of(given)
+    return {**DEFAULTS, **given, **dataclasses.asdict(wanted)}
+
+
+def _given(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings that say something: in a ConfigDict, None in a field of the presets does not."""
+    if isinstance(settings, ConfigDict):
+        return {k: v for k, v in settings.items() if v is not None or k not in PRESETS["paper"]}
+    return dict(settings or {})

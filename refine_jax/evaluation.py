@@ -1,0 +1,138 @@
+"""What a classifier, defended or not, is worth: BA, ASR, mapped ASR, RA and DER, with counts and intervals."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from refine_jax.errors import SettingError
+
+BATCH_SIZE = 250
+
+
+def measure(
+    predict: Callable[[jax.Array], jax.Array],
+    images: np.ndarray,
+    labels: np.ndarray,
+    triggered: np.ndarray,
+    target: int,
+    permutation: np.ndarray | None = None,
+    triggered_labels: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Measures a classifier over a whole test set.
+
+    Args:
+        predict: Float images in [0, 1], RGB [n, H, W, 3] -> scores [n, K]; the largest score is the answer.
+        images: Clean test images. uint8 [N, H, W, 3]
+        labels: Their classes. Integers [N]
+        triggered: Test images with the trigger. uint8 [M, H, W, 3]
+        target: The attacker's class.
+        permutation: Output mapping, where there is one. Integers [K]
+        triggered_labels: True classes of `triggered`, [M]; None: `labels`, so M is N.
+
+    Returns:
+        A dict of JSON values:
+            ba: clean images predicted as their class;
+            asr: triggered images of another class than the target, predicted as the target;
+            asr_all: triggered images, predicted as the target;
+            mapped_asr: triggered images whose class is neither the target nor permutation[target], predicted as
+                permutation[target]; None without a permutation;
+            ra: triggered images of another class than the target, predicted as their class;
+            counts: of each, [hits, images counted];
+            ci95: of each, the Wilson 95 % interval [low, high].
+        All are fractions in [0, 1]; None where no image counts.
+
+    Raises:
+        SettingError: The target is no class.
+    """
+    if triggered_labels is None:
+        triggered_labels = labels
+    chex.assert_rank([images, triggered, labels, triggered_labels], [4, 4, 1, 1])
+    chex.assert_equal_shape_prefix([images, labels], 1)
+    chex.assert_equal_shape_prefix([triggered, triggered_labels], 1)
+    labels, triggered_labels = np.asarray(labels), np.asarray(triggered_labels)
+    clean_answers, num_classes = predict_classes(predict, images)
+    answers, _ = predict_classes(predict, triggered)
+    if not 0 <= target < num_classes:
+        raise SettingError("target", target, f"a class, 0 to {num_classes - 1}")
+
+    others = triggered_labels != target
+    hits = {
+        "ba": clean_answers == labels,
+        "asr": (answers == target)[others],
+        "asr_all": answers == target,
+        "mapped_asr": None,
+        "ra": (answers == triggered_labels)[others],
+    }
+    if permutation is not None:
+        mapped_target = np.asarray(permutation)[target]
+        hits["mapped_asr"] = (answers == mapped_target)[others & (triggered_labels != mapped_target)]
+    counts = {name: None if hit is None else [int(hit.sum()), len(hit)] for name, hit in hits.items()}
+    figures = {name: count[0] / count[1] if count and count[1] else None for name, count in counts.items()}
+    intervals = {name: wilson_interval(*count) if count and count[1] else None for name, count in counts.items()}
+    return {**figures, "counts": counts, "ci95": intervals}
+
+
+def predict_classes(
+    predict: Callable[[jax.Array], jax.Array], images: np.ndarray, batch_size: int = BATCH_SIZE
+) -> tuple[np.ndarray, int]:
+    """Returns the class that `predict` gives to each image.
+
+    Args:
+        predict: As in `measure`.
+        images: uint8 [N, H, W, 3]
+        batch_size: Of every call; the last batch is filled up, so that a jitted function is compiled once.
+
+    Returns:
+        (classes int [N], number of classes).
+    """
+    batch_size = min(batch_size, len(images))
+    answers, num_classes = [], 0
+    for start in range(0, len(images), batch_size):
+        batch = np.asarray(images[start : start + batch_size])
+        count = len(batch)
+        batch = np.pad(batch, ((0, batch_size - count), (0, 0), (0, 0), (0, 0)))
+        scores = predict(jnp.asarray(batch, jnp.float32) / 255)  # [batch_size, K]
+        num_classes = scores.shape[1]
+        answers.append(np.asarray(scores.argmax(axis=1))[:count])
+    return np.concatenate(answers) if answers else np.empty(0, np.int32), num_classes
+
+
+def wilson_interval(hits: int, total: int) -> list[float]:
+    """Returns the Wilson score interval, at 95 %, of a share of `hits` in `total`: [low, high]."""
+    from scipy.stats import binomtest  # costs a second to import
+
+    interval = binomtest(hits, total).proportion_ci(0.95, "wilson")
+    return [float(interval.low), float(interval.high)]
+
+
+def defense_effectiveness(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[float | None, list | None]:
+    """Defense effectiveness (DER) of what `measure` gave before and after a defense.
+
+    (max(0, ASR before - after) - max(0, BA before - after) + 1) / 2, in [0, 1]: 1 where an attack that always
+    succeeded is gone and no accuracy with it.
+
+    Args:
+        before: Without the defense.
+        after: With it.
+
+    Returns:
+        (der, its 95 % interval [low, high]). The interval puts the Wilson intervals of the four shares together
+        by the method of variance estimates recovery (Zou and Donner, 2008), as if they were independent; they
+        are of the same images, so it is rather too wide. None, None where an ASR or BA is None.
+    """
+    shares = [(before, "asr", 1), (after, "asr", -1), (before, "ba", -1), (after, "ba", 1)]
+    if any(figures[name] is None for figures, name, _ in shares):
+        return None, None
+    asr_drop, ba_drop = before["asr"] - after["asr"], before["ba"] - after["ba"]
+    der = (max(0.0, asr_drop) - max(0.0, ba_drop) + 1) / 2
+    down = up = 0.0
+    for figures, name, sign in shares:
+        below = figures[name] - figures["ci95"][name][0]
+        above = figures["ci95"][name][1] - figures[name]
+        down += (below if sign > 0 else above) ** 2
+        up += (above if sign > 0 else below) ** 2
+    return der, [max(0.0, der - down**0.5 / 2), min(1.0, der + up**0.5 / 2)]

@@ -1,0 +1,180 @@
+"""The configuration: every field with its default, and the checks that come before any work."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from refine_jax import attacks, datasets, networks
+from refine_jax.datasets.images import Dataset
+from refine_jax.defenses import refine
+from refine_jax.defenses.registry import DEFENSES
+from refine_jax.errors import SettingError, choose, did_you_mean
+from refine_jax.training import optimizer
+
+# Rates at which the networks' reference implementations are trained; 0.1 where nothing stands.
+_LEARNING_RATES = {"vgg16": 0.01, "vit": 0.001}
+
+
+def default() -> ml_collections.ConfigDict:
+    """Returns the paper's setting on CIFAR-10; every get_config() of configs/ starts from it.
+
+    A type stands where a field is open until `complete` fills it in.
+    """
+    return _config_dict(
+        {
+            "seed": 0,
+            "dataset": {
+                "name": "cifar10",
+                "data_dir": str,  # open: where TFDS keeps its data
+                "train_images": int,  # open: all
+            },
+            "attack": {
+                "name": "badnets",
+                "target": 0,
+                "rate": float,  # open: the attack's own
+                **{name: attacks.options(name) for name in attacks.names()},
+            },
+            "victim": {
+                "workdir": str,  # another run's, whose attack and victim are taken
+                "name": "resnet18",
+                "width": 64,
+                **optimizer.DEFAULTS,
+                "batch_size": 128,
+                "learning_rate": float,  # open: by network
+                "decay": 0.1,
+            },
+            "defense": {
+                "names": ("refine",),
+                **refine.DEFAULTS,
+                # Open: what the preset says. A base temperature of 0 is no factor in front of the contrastive loss.
+                "loss": str,
+                "temperature": float,
+                "base_temperature": float,
+                "unet_input": str,
+            },
+            "run": {
+                "log_every": 10,  # steps between two rows of metrics.jsonl
+                "checkpoint_minutes": 5.0,
+            },
+        }
+    )
+
+
+def complete(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Fills in what a configuration leaves open, and refuses what can be seen as impossible without data.
+
+    Args:
+        config: From a get_config(), with the command line's changes.
+
+    Returns:
+        A dict of JSON values with the fields of `default`; of the attacks' options only those of the one chosen.
+
+    Raises:
+        SettingError: The first field that is unknown or impossible.
+    """
+    for field, value in _leaves(config.to_dict()):
+        check_field(field, value)
+    settings = config.to_dict()
+    choose("dataset.name", settings["dataset"]["name"], datasets.names())
+    attack = settings["attack"]
+    chosen = choose("attack.name", attack["name"], attacks.names())
+    settings["attack"] = {name: attack[name] for name in ("name", "target", "rate", chosen)}
+    victim = settings["victim"]
+    choose("victim.name", victim["name"], networks.names())
+    if victim["learning_rate"] is None:
+        victim["learning_rate"] = _LEARNING_RATES.get(victim["name"], 0.1)
+    names = settings["defense"].pop("names")
+    for name in names:
+        choose("defense.names", name, DEFENSES)
+    given = ml_collections.ConfigDict(settings["defense"])
+    settings["defense"] = {"names": names, **refine.complete(given)}
+    _check_values(settings)
+    return json.loads(json.dumps(settings))
+
+
+def _check_values(settings: Mapping[str, Any]) -> None:
+    victim, attack, run = settings["victim"], settings["attack"], settings["run"]
+    optimizer.check("victim", victim)
+    optimizer.check("defense", settings["defense"])
+    for field, value, fine, allowed in (
+        ("victim.width", victim["width"], victim["width"] >= 1, "1 or more"),
+        ("attack.rate", attack["rate"], attack["rate"] is None or 0 < attack["rate"] <= 1, "above 0 and at most 1"),
+        ("attack.target", attack["target"], attack["target"] >= 0, "a class, counted from 0"),
+        ("run.log_every", run["log_every"], run["log_every"] >= 1, "1 or more"),
+        ("run.checkpoint_minutes", run["checkpoint_minutes"], run["checkpoint_minutes"] > 0, "above 0"),
+    ):
+        if not fine:
+            raise SettingError(field, value, allowed)
+
+
+def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
+    """Refuses what is impossible with these images.
+
+    Args:
+        settings: From `complete`.
+        dataset: Already cut to dataset.train_images.
+
+    Raises:
+        SettingError: The first field that is impossible.
+    """
+    count, victim, target = len(dataset.train.labels), settings["victim"], settings["attack"]["target"]
+    if target >= dataset.num_classes:
+        raise SettingError("attack.target", target, f"a class of {dataset.name}, 0 to {dataset.num_classes - 1}")
+    if victim["batch_size"] > count:
+        raise SettingError("victim.batch_size", victim["batch_size"], f"at most the {count} training images")
+    for name in settings["defense"]["names"]:
+        DEFENSES[name].check("defense", settings["defense"], count, dataset.image_size)
+
+
+def check_field(field: str, value: object) -> None:
+    """Refuses a field that no configuration has, with the nearest that there is.
+
+    Args:
+        field: Dotted name, without 'config.'.
+        value: What was to be set, for the error.
+
+    Raises:
+        SettingError: There is no such field.
+    """
+    fields = [name for name, _ in _leaves(default().to_dict())]
+    if field not in fields:
+        section = field.rpartition(".")[0]
+        siblings = [name for name in fields if name.rpartition(".")[0] == section] or fields
+        allowed = ", ".join(siblings) + did_you_mean(field, fields)
+        raise SettingError(field, value, f"no such field; there are {allowed}")
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns "field: old value -> new value" for each field in which two settings differ."""
+    old_leaves, new_leaves = dict(_leaves(old)), dict(_leaves(new))
+    fields = sorted({*old_leaves, *new_leaves})
+    shown = lambda leaves, field: repr(leaves[field]) if field in leaves else "not there"  # noqa: E731
+    return [
+        f"{field}: {shown(old_leaves, field)} -> {shown(new_leaves, field)}"
+        for field in fields
+        if field not in old_leaves or field not in new_leaves or old_leaves[field] != new_leaves[field]
+    ]
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of a nested mapping;."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif not isinstance(value, Mapping):
+            yield f"{prefix}{name}", value
+
+
+def _config_dict(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A ConfigDict of nested mappings, in which a type becomes an open field of this type."""
+    config = ml_collections.ConfigDict()
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            value = _config_dict(value)
+        elif isinstance(value, type):
+            value = config_dict.placeholder(value)
+        config[name] = value
+    return config

@@ -1,0 +1,35 @@
+"""Ctrl-C and SIGTERM: a request to stop after the step under way, not a blow."""
+
+import signal
+import threading
+
+from refine_jax.errors import RefineError
+
+
+class Interrupted(RefineError):
+    """A training was asked to stop and did; the message says what was saved where."""
+
+
+class StopRequest:
+    """While entered, the first SIGINT or SIGTERM sets `requested`; a second one ends the process at once."""
+
+    _signals = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.requested = False
+        self._previous = {}
+
+    def __enter__(self) -> "StopRequest":
+        # Python delivers signals to the main thread alone, and lets only that one ask for them.
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in self._signals}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame) -> None:
+        self.requested = True
+        for number in self._previous:
+            signal.signal(number, signal.SIG_DFL)

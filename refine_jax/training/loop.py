@@ -1,0 +1,209 @@
+"""The loop that both trainings run: steps, progress, checkpoints, and going on from the last of them."""
+
+import dataclasses
+import logging
+import math
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from refine_jax.datasets.feed import Feed
+from refine_jax.errors import RefineError
+from refine_jax.training.checkpoints import Checkpoints
+from refine_jax.training.interruption import Interrupted, StopRequest
+from refine_jax.training.log import MetricsLog, Progress, format_seconds
+from refine_jax.training.optimizer import Schedule
+from refine_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+# Metrics wait on the device for at most this long: fetching them makes the host wait for the step.
+_FETCH_SECONDS = 1.0
+
+
+class Diverged(RefineError):
+    """The loss is no longer a finite number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Journal:
+    """Where a training leaves its traces.
+
+    Attributes:
+        checkpoints: Folder of the checkpoints.
+        metrics: The metrics.jsonl.
+        identity: JSON values kept with each checkpoint; one with others is not gone on from.
+        log_every: Steps between two rows of metrics.jsonl.
+        checkpoint_minutes: Between two checkpoints.
+    """
+
+    checkpoints: pathlib.Path
+    metrics: pathlib.Path
+    identity: dict[str, Any]
+    log_every: int
+    checkpoint_minutes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Of a training that came to its end.
+
+    Attributes:
+        state: After the last step.
+        seconds: Spent training, over all runs that it took.
+        images_per_second: Of the last run, compilation left out; None where it had no step left to do.
+    """
+
+    state: TrainState
+    seconds: float
+    images_per_second: float | None
+
+
+def fit(
+    stage: str,
+    step: Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]],
+    state: TrainState,
+    data: Any,
+    feed: Feed,
+    schedule: Schedule,
+    journal: Journal | None = None,
+    kept: Mapping[str, Any] = {},
+) -> Outcome:
+    """Trains from `state`, or from the newest checkpoint, to the end of the schedule.
+
+    Args:
+        stage: Name of the training, for people and in metrics.jsonl.
+        step: (state, data, indices [B]) -> (state, metrics, 'loss' among them); jitted, may donate `state`.
+        state: At step 0.
+        data: Whatever `step` needs beside its batch's indices, on the device.
+        feed: Tells which images make up which batch.
+        schedule: Its `epochs` are the length of the training.
+        journal: None: nothing is written, and a training that is stopped is lost.
+        kept: Arrays that belong to what is trained and are kept in every checkpoint beside it.
+
+    Returns:
+        The trained state, with the time it took.
+
+    Raises:
+        RefineError: A checkpoint has another identity, or other arrays than `kept`.
+        Interrupted: SIGINT or SIGTERM came; with a journal, the state was saved.
+        Diverged: The loss is not finite.
+    """
+    if journal is None:
+        with StopRequest() as stop:
+            return _run(stage, step, state, data, feed, schedule, stop, _Unwritten())
+    with Checkpoints(journal.checkpoints) as checkpoints:
+        seconds = 0.0
+        if checkpoints.latest_step() is not None:
+            tree, meta = checkpoints.restore({**vars(state), **kept})
+            if meta["identity"] != journal.identity:
+                raise RefineError(f"{journal.checkpoints} is of {meta['identity']}, this run of {journal.identity}")
+            for name, value in kept.items():
+                if not np.array_equal(tree.pop(name), value):
+                    raise RefineError(f"{journal.checkpoints}: the {name} there is not the one of this run")
+            state, seconds = TrainState(**tree), meta["seconds"]
+            logger.info("%s: goes on from step %d of %s", stage, state.step, journal.checkpoints)
+        metrics = MetricsLog(journal.metrics, stage, int(state.step))
+        with StopRequest() as stop:
+            writer = _Writer(journal, checkpoints, metrics, kept, seconds)
+            return _run(stage, step, state, data, feed, schedule, stop, writer)
+
+
+def _run(stage, step, state, data, feed, schedule, stop, writer) -> Outcome:
+    first, total = int(state.step), schedule.epochs * feed.steps_per_epoch
+    progress = Progress(stage, schedule.epochs)
+    state = jax.device_put(state)
+    started = fetched = steady_since = time.monotonic()
+    images = steady_images = 0
+    waiting: list[tuple[int, dict[str, jax.Array]]] = []
+    for number in range(first, total):
+        indices = feed.indices(number)
+        state, metrics = step(state, data, indices)
+        waiting.append((number, metrics))
+        images += len(indices)
+        now, done = time.monotonic(), number + 1
+        saving = stop.requested or done == total or writer.is_due()
+        if not (saving or now - fetched >= _FETCH_SECONDS or number == first or len(waiting) == writer.log_every):
+            continue
+
+        rows = _fetch(stage, waiting, feed, schedule)
+        waiting.clear()
+        fetched = time.monotonic()
+        if number == first:  # compiled and run: from here on the speed is that of the steps
+            steady_since, steady_images = fetched, images
+        writer.write_metrics(rows)
+        speed = (images - steady_images) / max(fetched - steady_since, 1e-9) if done > first + 1 else 0.0
+        left = (total - done) * (fetched - steady_since) / max(number - first, 1)
+        epoch = done / feed.steps_per_epoch
+        progress.show(epoch, rows[-1]["loss"], rows[-1]["learning_rate"], speed, left, last=done == total)
+        if saving:
+            writer.save(done, state, fetched - started)
+        if stop.requested and done < total:
+            progress.end_line()
+            raise Interrupted(f"{stage} stopped after step {done} of {total}: {writer.where_saved()}")
+    seconds = writer.seconds + time.monotonic() - started
+    if first < total:
+        logger.info("%s: %d steps in %s", stage, total - first, format_seconds(time.monotonic() - started))
+    steady_images = images - steady_images
+    return Outcome(state, seconds, steady_images / (time.monotonic() - steady_since) if steady_images else None)
+
+
+def _fetch(stage, waiting, feed, schedule) -> list[dict[str, Any]]:
+    """Brings metrics to the host, in rows; stops a training that has diverged at the step where it did."""
+    rows = []
+    for number, metrics in jax.device_get(waiting):
+        epoch = number // feed.steps_per_epoch
+        row = {"step": number + 1, "epoch": epoch, "learning_rate": schedule.at_step(number)}
+        row |= {name: float(value) for name, value in metrics.items()}
+        if not math.isfinite(row["loss"]):
+            raise Diverged(
+                f"{stage}: the loss is {row['loss']} at step {number + 1} (epoch {epoch}, learning rate "
+                f"{row['learning_rate']:.3g}): a lower learning rate may help"
+            )
+        rows.append(row)
+    return rows
+
+
+class _Writer:
+    """Writes rows and checkpoints as a journal asks for."""
+
+    def __init__(self, journal: Journal, checkpoints: Checkpoints, metrics: MetricsLog, kept: Mapping, seconds: float):
+        self.log_every, self.seconds = journal.log_every, seconds
+        self._journal, self._checkpoints, self._metrics, self._kept = journal, checkpoints, metrics, kept
+        self._saved_at = time.monotonic()
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self._saved_at >= 60 * self._journal.checkpoint_minutes
+
+    def write_metrics(self, rows) -> None:
+        self._metrics.append(row for row in rows if row["step"] % self.log_every == 0 or row["step"] == 1)
+
+    def save(self, step: int, state: TrainState, seconds: float) -> None:
+        meta = {"identity": self._journal.identity, "seconds": self.seconds + seconds}
+        self._checkpoints.save(step, {**vars(state), **self._kept}, meta)
+        self._saved_at = time.monotonic()
+
+    def where_saved(self) -> str:
+        return f"saved in {self._journal.checkpoints}; the same command goes on from there"
+
+
+class _Unwritten:
+    """Stands in for `_Writer` where there is no journal."""
+
+    log_every, seconds = 100, 0.0
+
+    def is_due(self) -> bool:
+        return False
+
+    def write_metrics(self, rows) -> None:
+        pass
+
+    def save(self, step, state, seconds) -> None:
+        pass
+
+    def where_saved(self) -> str:
+        return "nothing was saved"

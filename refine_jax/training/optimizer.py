@@ -1,0 +1,121 @@
+"""Optimizers and learning rates, from the settings of a training."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from refine_jax.errors import SettingError, choose
+
+OPTIMIZERS = ("sgd", "adam")
+SCHEDULES = ("multistep", "one_cycle")
+
+# Every training's section of the configuration has these fields; what differs stands where it is used.
+DEFAULTS = {
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "schedule": "multistep",
+    "milestones": (2 / 3, 13 / 15),
+    "epochs": 150,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Learning rate as a function of the step, constant within an epoch for 'multistep'.
+
+    Args:
+        kind: One of `SCHEDULES`.
+        learning_rate: At the start ('multistep') or at the peak ('one_cycle').
+        epochs: Length of the training.
+        steps_per_epoch: Batches of an epoch.
+        milestones: Fractions of the epochs at which the rate is multiplied by `decay`.
+        decay: The factor.
+    """
+
+    kind: str
+    learning_rate: float
+    epochs: int
+    steps_per_epoch: int
+    milestones: tuple[float, ...]
+    decay: float
+
+    def __call__(self, step):
+        """Returns the rate of step `step`, counted from 0."""
+        if self.kind == "one_cycle":
+            total = self.epochs * self.steps_per_epoch
+            return optax.cosine_onecycle_schedule(total, self.learning_rate)(step)
+        # One exact value an epoch, looked up: a product of factors on the device would round differently.
+        rates = jnp.asarray([self.at_epoch(epoch) for epoch in range(self.epochs)])
+        return rates[jnp.clip(step // self.steps_per_epoch, 0, self.epochs - 1)]
+
+    def at_step(self, step: int) -> float:
+        """Returns the rate of step `step` as a number of the host's."""
+        return float(self(step)) if self.kind == "one_cycle" else self.at_epoch(step // self.steps_per_epoch)
+
+    def at_epoch(self, epoch: int) -> float:
+        """Returns the rate of 0-based epoch `epoch` of a 'multistep' schedule.
+
+        The factor counts from the milestone's epoch on, as in torch.optim.lr_scheduler.MultiStepLR.
+        """
+        passed = sum(epoch >= round(fraction * self.epochs) for fraction in self.milestones)
+        return self.learning_rate * self.decay**passed
+
+
+def create_schedule(section: Mapping[str, Any], steps_per_epoch: int) -> Schedule:
+    """Returns the learning rate that a training's section of the settings asks for."""
+    return Schedule(
+        section["schedule"],
+        section["learning_rate"],
+        section["epochs"],
+        steps_per_epoch,
+        tuple(section["milestones"]),
+        section["decay"],
+    )
+
+
+def create_optimizer(section: Mapping[str, Any], schedule: Schedule) -> optax.GradientTransformation:
+    """Returns the optimizer that a training's section of the settings asks for.
+
+    Weight decay is added to the gradient, of all parameters, before momentum and before Adam's moments, as
+    torch.optim.SGD and torch.optim.Adam do.
+    """
+    if section["optimizer"] == "sgd":
+        direction = optax.trace(decay=section["momentum"])
+    else:
+        direction = optax.scale_by_adam()
+    return optax.chain(
+        optax.add_decayed_weights(section["weight_decay"]), direction, optax.scale_by_learning_rate(schedule)
+    )
+
+
+def check(prefix: str, section: Mapping[str, Any]) -> None:
+    """Refuses what cannot be trained with.
+
+    Args:
+        prefix: Name of the section, for the error: 'victim' makes it say victim.epochs.
+        section: Settings of a training.
+
+    Raises:
+        SettingError: The first setting that is impossible.
+    """
+    choose(f"{prefix}.optimizer", section["optimizer"], OPTIMIZERS)
+    choose(f"{prefix}.schedule", section["schedule"], SCHEDULES)
+    for field, allowed, fine in (
+        ("epochs", "1 or more", lambda v: v >= 1),
+        ("batch_size", "1 or more", lambda v: v >= 1),
+        ("learning_rate", "a number above 0", lambda v: 0 < v < float("inf")),
+        ("momentum", "0 or more and below 1", lambda v: 0 <= v < 1),
+        ("weight_decay", "0 or more", lambda v: 0 <= v < float("inf")),
+        ("decay", "a number above 0", lambda v: 0 < v < float("inf")),
+    ):
+        if not fine(section[field]):
+            raise SettingError(f"{prefix}.{field}", section[field], allowed)
+    milestones = tuple(section["milestones"])
+    if not all(isinstance(m, int | float) and 0 < m < 1 for m in milestones) or list(milestones) != sorted(milestones):
+        raise SettingError(
+            f"{prefix}.milestones", milestones, "fractions of the epochs between 0 and 1, each above the one before"
+        )

@@ -1,0 +1,114 @@
+"""The victim: a classifier trained on a poisoned training set, as the attacker would."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from refine_jax import networks
+from refine_jax.attacks.poisoning import Poisoned
+from refine_jax.attacks.trigger import Attack
+from refine_jax.classifier import Classifier
+from refine_jax.datasets.augment import random_flip
+from refine_jax.datasets.feed import Feed
+from refine_jax.datasets.images import Dataset
+from refine_jax.keys import named_key
+from refine_jax.training import loop
+from refine_jax.training.checkpoints import Checkpoints
+from refine_jax.training.compilation import compile_training
+from refine_jax.training.optimizer import create_optimizer, create_schedule
+from refine_jax.training.state import TrainState, create_train_state
+
+
+def train(
+    dataset: Dataset,
+    attack: Attack,
+    poisoned: Poisoned,
+    settings: Mapping[str, Any],
+    seed: int,
+    journal: loop.Journal | None = None,
+) -> loop.Outcome:
+    """Trains a classifier on poisoned images, with cross-entropy against the labels that came with them.
+
+    Args:
+        dataset: Tells size, classes and statistics of the images.
+        attack: Whose augmentation the images go through.
+        poisoned: What the attack made of the training images.
+        settings: The section 'victim' of the configuration.
+        seed: For weights, order and augmentation.
+        journal: Where to leave checkpoints and metrics.
+
+    Returns:
+        The trained state; `to_classifier` makes a classifier of it.
+    """
+    network = networks.build(settings["name"], dataset.num_classes, **network_options(settings, dataset.image_size))
+    feed = Feed(len(poisoned.labels), settings["batch_size"], named_key(seed, "victim/order"), keep_last=True)
+    schedule = create_schedule(settings, feed.steps_per_epoch)
+    optimizer = create_optimizer(settings, schedule)
+    state = create_train_state(network, optimizer, named_key(seed, "victim/weights"), dataset.image_size)
+    data = {
+        "images": jnp.asarray(poisoned.images),  # uint8 [N, H, W, 3]
+        "labels": jnp.asarray(poisoned.labels),  # [N]
+        "is_poisoned": jnp.zeros(len(poisoned.labels), bool).at[poisoned.indices].set(True),  # [N]
+        "mean": jnp.asarray(dataset.mean),
+        "std": jnp.asarray(dataset.std),
+        "key": named_key(seed, "victim/augmentation"),
+    }
+
+    def train_step(state: TrainState, data, indices):
+        attack_key, flip_key, dropout_key = jax.random.split(named_key(data["key"], state.step), 3)
+        images = data["images"][indices].astype(jnp.float32) / 255  # [B, H, W, 3]
+        images = attack.augment(images, data["is_poisoned"][indices], attack_key)
+        images = (random_flip(images, flip_key) - data["mean"]) / data["std"]
+        labels = data["labels"][indices]
+
+        def loss_fn(params):
+            logits, changed = network.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
+            )
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            accuracy = (logits.argmax(axis=-1) == labels).mean()
+            return loss, (changed.get("batch_stats", {}), accuracy)
+
+        (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        return state.updated(optimizer, gradients, batch_stats), {"loss": loss, "accuracy": accuracy}
+
+    step = compile_training(train_step, donate_argnums=0)
+    return loop.fit("victim", step, state, data, feed, schedule, journal)
+
+
+def load(checkpoints: pathlib.Path) -> dict[str, Any]:
+    """Returns the variables of the victim that a training has left in a folder of checkpoints."""
+    with Checkpoints(checkpoints) as kept:
+        arrays, _ = kept.restore()
+    return {"params": arrays["params"], "batch_stats": arrays["batch_stats"]}
+
+
+def to_classifier(variables: Any, dataset: Dataset, settings: Mapping[str, Any]) -> Classifier:
+    """Returns the classifier that a victim's variables are, with the preprocessing it was trained with."""
+    return Classifier(
+        settings["name"],
+        variables,
+        dataset.num_classes,
+        dataset.mean,
+        dataset.std,
+        options=network_options(settings, dataset.image_size),
+    )
+
+
+def network_options(settings: Mapping[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
+    """Returns which of the settings the network takes as options, the image size too where it wants that.
+
+    Args:
+        settings: The section 'victim' of the configuration.
+        image_size: (H, W).
+    """
+    available = {"width": settings["width"], "image_size": image_size[0]}
+    return {name: available[name] for name in networks.options(settings["name"]) if name in available}

@@ -1,0 +1,129 @@
+"""What lies where in a working directory, and the records that keep runs from being mixed."""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from refine_jax.errors import WorkdirError
+from refine_jax.files import read_json, write_json
+from refine_jax.settings import differences
+
+SCHEMA = 1
+
+
+class Workdir:
+    """Paths of a working directory.
+
+    Args:
+        root: The directory; made when something is first written.
+    """
+
+    def __init__(self, root: str | os.PathLike):
+        self.root = pathlib.Path(root).expanduser()
+        if self.root.exists() and not self.root.is_dir():
+            raise WorkdirError(f"the working directory {self.root} is a file: name a directory")
+        self.settings = self.root / "settings.json"
+        self.metrics = self.root / "metrics.jsonl"
+        self.results = self.root / "results.json"
+        self.attack = self.root / "attack"
+        self.victim = self.root / "victim"
+
+    def defense(self, name: str) -> pathlib.Path:
+        """Returns the folder of a defense."""
+        return self.root / "defense" / name
+
+    def create(self) -> None:
+        """Makes the directory.
+
+        Raises:
+            WorkdirError: It cannot be made or written to.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise WorkdirError(f"the working directory {self.root} cannot be written to: {error.strerror}") from error
+
+    def clear(self) -> None:
+        """Deletes what was made from the victim."""
+        for folder in (self.attack, self.root / "defense"):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.results.unlink(missing_ok=True)
+
+
+class Record:
+    """stage.json in a stage's folder: from which settings its outcome is, and whether it is whole.
+
+    Args:
+        folder: Of the stage.
+        settings: That the stage's outcome depends on.
+    """
+
+    def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]):
+        self.folder, self.settings = folder, settings
+        self._path = folder / "stage.json"
+        self._kept = read_json(self._path) if self._path.exists() else None
+
+    @property
+    def outcome(self) -> dict[str, Any] | None:
+        """What the stage has come to, None as long as it has not."""
+        return self._kept["outcome"] if self._kept else None
+
+    def adopt(self, field: str) -> None:
+        """Takes one of the settings from the record itself, so that it makes no difference."""
+        if self._kept:
+            self.settings = {**self.settings, field: self._kept["settings"][field]}
+
+    def admit(self, stage: str, *, overwrite: bool) -> bool:
+        """Refuses to go on where other settings have left something.
+
+        Args:
+            stage: Its name, for the error.
+            overwrite: Whether to delete that instead.
+
+        Returns:
+            Whether something was deleted.
+
+        Raises:
+            WorkdirError: The folder is from other settings; which.
+        """
+        if self._kept is None:
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise WorkdirError(f"{self.folder} has no stage.json, so it is not of this program: move it away")
+            return False
+        changed = differences(self._kept["settings"], self.settings)
+        if self._kept["schema"] != SCHEMA:
+            changed.insert(0, f"schema: {self._kept['schema']} -> {SCHEMA}")
+        if not changed:
+            return False
+        if not overwrite:
+            raise WorkdirError(
+                f"stage {stage!r} in {self.folder} is from other settings ({'; '.join(changed)}): use those, another "
+                "--workdir, or --overwrite to delete it and what was made from it"
+            )
+        self.delete()
+        return True
+
+    def delete(self) -> None:
+        """Deletes the stage's folder."""
+        if self._kept is not None:
+            shutil.rmtree(self.folder)
+            self._kept = None
+
+    def begin(self) -> None:
+        """Notes the settings before the first outcome is written, so that a stage cut short is known too."""
+        if self._kept is None:
+            self._write(None)
+
+    def finish(self, outcome: Mapping[str, Any]) -> None:
+        """Notes that the stage came to its end, and what it came to."""
+        self._write(dict(outcome))
+
+    def _write(self, outcome: dict[str, Any] | None) -> None:
+        self._kept = {"schema": SCHEMA, "settings": self.settings, "outcome": outcome}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._path, self._kept)
