@@ -1,0 +1,29 @@
+# Both commands start from nothing but Python and a network for the packages.
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/demo
+
+.PHONY: demo test check clean
+
+# The main job on the embedded data: plant a backdoor, train the victim, defend it, measure both.
+demo: $(VENV)/ready
+	$(VENV)/bin/python launch.py --config=configs/digits.py --workdir=$(WORKDIR)
+
+test: $(VENV)/ready-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest
+
+# requirements.txt pins what was tried; pyproject.toml says what is needed.
+$(VENV)/ready: pyproject.toml requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.txt -e .
+	touch $@
+
+$(VENV)/ready-test: $(VENV)/ready
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
