@@ -24,6 +24,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from refine_jax.classifier import Classifier
@@ -210,9 +211,7 @@ class Defended:
 
     def transform(self, images: jax.Array) -> jax.Array:
         """T(x) of images.  Float in [0, 1] [N, H, W, 3] -> the same"""
-        transformed, _ = transform(
-            self.unet, self.unet_variables, self.classifier, images, self.settings, train=False
-        )
+        transformed, _ = transform(self.unet, self.unet_variables, self.classifier, images, self.settings, train=False)
         return transformed
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -228,7 +227,7 @@ class Defended:
         return remap(jax.nn.softmax(logits), self.permutation)
 
 
-def train_step(unet: UNet, tx, settings: Objective):
+def train_step(unet: UNet, tx: optax.GradientTransformation, settings: Objective):
     """Returns the function (state, data, indices [B]) -> (state, metrics) that trains the U-Net by one batch.
 
     `data` holds 'images' uint8 [N, H, W, 3], 'classifier', 'permutation' and 'key'.
@@ -237,22 +236,40 @@ def train_step(unet: UNet, tx, settings: Objective):
     def step(state: TrainState, data: Mapping[str, Any], indices: jax.Array):
         images = data["images"][indices].astype(jnp.float32) / 255  # [B, H, W, 3]
         images = augment(images, named_key(data["key"], state.step))
-
-        def loss_fn(params):
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            return objective(unet, variables, data["classifier"], images, data["permutation"], settings)
-
-        (total, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        sources = jnp.argsort(data["permutation"])[aux["pseudo_labels"]]
-        metrics = {
-            "loss": total,
-            "classification": aux["classification"],
-            "contrastive": aux["contrastive"],
-            "agreement": (aux["logits"].argmax(axis=-1) == sources).mean(),
-        }
-        return state.updated(tx, gradients, aux["batch_stats"]), metrics
+        return update(unet, tx, state, data["classifier"], images, data["permutation"], settings)
 
     return step
+
+
+def update(
+    unet: UNet,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    classifier: Classifier,
+    images: jax.Array,
+    permutation: jax.Array,
+    settings: Mapping[str, Any] | Objective | None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of the optimizer on one batch, as it is; arguments as in `objective`.
+
+    Returns:
+        (state, metrics): 'loss', 'classification', 'contrastive', before the step, and 'agreement', the share
+        of images of which the defended classifier says the pseudo-label.
+    """
+
+    def loss_fn(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        return objective(unet, variables, classifier, images, permutation, settings)
+
+    (total, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    sources = jnp.argsort(permutation)[aux["pseudo_labels"]]
+    metrics = {
+        "loss": total,
+        "classification": aux["classification"],
+        "contrastive": aux["contrastive"],
+        "agreement": (aux["logits"].argmax(axis=-1) == sources).mean(),
+    }
+    return state.updated(tx, gradients, aux["batch_stats"]), metrics
 
 
 def augment(images: jax.Array, key: jax.Array) -> jax.Array:
