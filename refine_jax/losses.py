@@ -1,12 +1,15 @@
 """The losses of REFINE: cross-entropy through the output mapping, and supervised contrastive loss."""
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-# torch.nn.BCELoss keeps logarithms from going below this.
+# torch.nn.BCELoss keeps logarithms from going below the one, and in its gradient q * (1 - q) below the other.
 _LOG_FLOOR = -100.0
+_VARIANCE_FLOOR = 1e-12
 
 
 def mapped_cross_entropy(logits: jax.Array, labels: jax.Array, permutation: jax.Array) -> jax.Array:
@@ -32,7 +35,9 @@ def mapped_binary_cross_entropy(logits: jax.Array, labels: jax.Array, permutatio
     """Binary cross-entropy of the remapped probabilities against one-hot labels.
 
     Both log(q) and log(1 - q) come from the logits, so they stay exact where q rounds to 0 or 1, and are
-    kept from falling below -100, as torch.nn.BCELoss does.
+    kept from falling below -100, as torch.nn.BCELoss does. The gradient is that of torch.nn.BCELoss, too: each
+    q's is (q - target) / max(q * (1 - q), 1e-12), so what an image whose target has far less than 1e-12 asks of
+    that class vanishes.
 
     Args:
         logits: The classifier's, before the mapping. [N, K]
@@ -52,7 +57,8 @@ def mapped_binary_cross_entropy(logits: jax.Array, labels: jax.Array, permutatio
     sources = jnp.argsort(permutation)[labels]
     is_source = jax.nn.one_hot(sources, logits.shape[-1], dtype=bool)  # [N, K]
     chosen = jnp.where(is_source, log_p, log_not_p)
-    return -jnp.maximum(chosen, _LOG_FLOOR).mean()
+    share = jnp.exp(jnp.minimum(0.0, log_p + log_not_p - math.log(_VARIANCE_FLOOR)))
+    return -jnp.maximum(_scale_gradient(chosen, share), _LOG_FLOOR).mean()
 
 
 def supervised_contrastive(
@@ -93,14 +99,13 @@ def supervised_contrastive(
 
     # TensorFloat-32 would spoil the small differences that a temperature of 0.1 magnifies.
     similarity = jnp.matmul(anchors, anchors.T, precision=jax.lax.Precision.HIGHEST) / temperature
-    similarity -= jax.lax.stop_gradient(similarity.max(axis=1, keepdims=True))
-
     # How often each pair is met: `repeats` times, but an anchor never meets itself.
     meetings = repeats - jnp.eye(views * n, dtype=similarity.dtype)
     positives = meetings * (labels[:, None] == labels[None, :])
-    total = (meetings * jnp.exp(similarity)).sum(axis=1)
-    alone = total == 0  # a single view of a single image has nobody to be compared with
-    log_total = jnp.log(jnp.where(alone, 1.0, total))
+    if views * n * repeats == 1:  # a single view of a single image has nobody to be compared with
+        log_total = jnp.zeros_like(similarity[0])
+    else:
+        log_total = jax.nn.logsumexp(similarity, axis=1, b=meetings)  # [V * N]
     count = positives.sum(axis=1)
     mean_log_likelihood = (positives * (similarity - log_total[:, None])).sum(axis=1) / jnp.maximum(count, 1.0)
     factor = 1.0 if base_temperature is None else temperature / base_temperature
@@ -134,6 +139,12 @@ def _log_one_minus_softmax(logits: jax.Array, log_p: jax.Array) -> jax.Array:
     # The inner `where` keeps log1p(-1), and with it an infinite gradient, out of the branch not taken.
     small_p = jnp.where(largest, 0.0, jnp.exp(log_p))
     return jnp.where(largest, others - total, jnp.log1p(-small_p))
+
+
+def _scale_gradient(values: jax.Array, factor: jax.Array) -> jax.Array:
+    """Leaves values as they are and multiplies what is propagated back through them."""
+    constant = jax.lax.stop_gradient(values)
+    return constant + jax.lax.stop_gradient(factor) * (values - constant)
 
 
 def _full_precision(values: jax.Array) -> jax.Array:
