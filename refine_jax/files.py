@@ -32,7 +32,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     """Writes a .npz, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
@@ -43,8 +43,9 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
 def hash_arrays(tree: Any) -> str:
     """Returns the SHA-256 of a tree of arrays: their places in it, types, shapes and values."""
     digest = hashlib.sha256()
-    leaves = [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-    for path, leaf in sorted(leaves, key=lambda item: item[0]):
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    for path in sorted(leaves):
+        leaf = np.asarray(leaves[path])
         digest.update(f"{path} {leaf.dtype.str} {leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
