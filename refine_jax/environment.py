@@ -50,6 +50,7 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", __file__)  # it may be installed inside somebody else's checkout
         commit = git("rev-parse", "HEAD")
         changed = git("status", "--porcelain", "--untracked-files=no", "--", str(folder))
     except (OSError, subprocess.SubprocessError):
