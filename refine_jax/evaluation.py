@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from refine_jax.errors import SettingError
+from refine_jax.errors import RefineError, SettingError
 
 BATCH_SIZE = 250
 
@@ -47,17 +47,21 @@ def measure(
 
     Raises:
         SettingError: The target is no class.
+        RefineError: A score is not a number.
     """
     if triggered_labels is None:
         triggered_labels = labels
     chex.assert_rank([images, triggered, labels, triggered_labels], [4, 4, 1, 1])
     chex.assert_equal_shape_prefix([images, labels], 1)
     chex.assert_equal_shape_prefix([triggered, triggered_labels], 1)
+    chex.assert_type([images, triggered], np.uint8)
     labels, triggered_labels = np.asarray(labels), np.asarray(triggered_labels)
     clean_answers, num_classes = predict_classes(predict, images)
     answers, _ = predict_classes(predict, triggered)
     if not 0 <= target < num_classes:
         raise SettingError("target", target, f"a class, 0 to {num_classes - 1}")
+    if permutation is not None:
+        chex.assert_shape(permutation, (num_classes,))
 
     others = triggered_labels != target
     hits = {
@@ -88,17 +92,23 @@ def predict_classes(
 
     Returns:
         (classes int [N], number of classes).
+
+    Raises:
+        RefineError: A score is not a number: the largest of them would mean nothing.
     """
-    batch_size = min(batch_size, len(images))
+    batch_size = max(1, min(batch_size, len(images)))
     answers, num_classes = [], 0
-    for start in range(0, len(images), batch_size):
+    # Without an image, `predict` still tells how many classes there are.
+    for start in range(0, max(1, len(images)), batch_size):
         batch = np.asarray(images[start : start + batch_size])
         count = len(batch)
         batch = np.pad(batch, ((0, batch_size - count), (0, 0), (0, 0), (0, 0)))
-        scores = predict(jnp.asarray(batch, jnp.float32) / 255)  # [batch_size, K]
+        scores = np.asarray(predict(jnp.asarray(batch, jnp.float32) / 255))[:count]  # [count, K]
+        if np.isnan(scores).any():
+            raise RefineError("the classifier's scores are not numbers (NaN): its training has diverged")
         num_classes = scores.shape[1]
-        answers.append(np.asarray(scores.argmax(axis=1))[:count])
-    return np.concatenate(answers) if answers else np.empty(0, np.int32), num_classes
+        answers.append(scores.argmax(axis=1))
+    return np.concatenate(answers), num_classes
 
 
 def wilson_interval(hits: int, total: int) -> list[float]:
