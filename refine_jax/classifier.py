@@ -1,6 +1,7 @@
 """A classifier as everyone else sees it: images in [0, 1] in, logits out, its preprocessing inside."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,10 +62,12 @@ class Classifier:
     ):
         if isinstance(input_size, int):
             input_size = (input_size, input_size)
-        if len(mean) != 3:
-            raise SettingError("mean", mean, "three numbers, one a channel")
-        if len(std) != 3 or min(std) <= 0:
-            raise SettingError("std", std, "three numbers above 0, one a channel")
+        if len(mean) != 3 or not all(math.isfinite(m) for m in mean):
+            raise SettingError("mean", mean, "three finite numbers, one a channel")
+        if len(std) != 3 or not all(0 < s < math.inf for s in std):
+            raise SettingError("std", std, "three finite numbers above 0, one a channel")
+        if input_size is not None and (len(input_size) != 2 or min(input_size) < 1):
+            raise SettingError("input_size", input_size, "None, a side, or (H, W)")
         set_field = lambda field, value: object.__setattr__(self, field, value)  # noqa: E731 - frozen
         set_field("name", name)
         set_field("variables", variables)
@@ -74,7 +77,7 @@ class Classifier:
         set_field("channels", choose("channels", channels, CHANNEL_ORDERS))
         set_field("input_size", None if input_size is None else tuple(input_size))
         set_field("options", tuple(sorted(dict(options).items())))
-        self.network  # an unknown name or option is said now, not at the first image
+        networks.build(name, num_classes, **dict(options))  # an unknown option is said now, not at the first image
 
     @property
     def network(self) -> nn.Module:
@@ -85,6 +88,7 @@ class Classifier:
         """Turns images in [0, 1], RGB, into what the network takes.  [N, H, W, 3] -> [N, h, w, 3]"""
         chex.assert_rank(images, 4)
         chex.assert_axis_dimension(images, 3, 3)
+        chex.assert_type(images, float)
         if self.input_size is not None and images.shape[1:3] != self.input_size:
             images = jax.image.resize(images, (len(images), *self.input_size, 3), "bilinear")
         if self.channels == "BGR":
@@ -93,7 +97,8 @@ class Classifier:
 
     def logits(self, inputs: jax.Array) -> jax.Array:
         """Runs the network, in inference mode, on inputs that are preprocessed already.  -> [N, K]"""
-        return self.network.apply(self.variables, inputs, train=False)
+        logits: Any = self.network.apply(self.variables, inputs, train=False)
+        return logits
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits of images.
