@@ -18,11 +18,18 @@ class Workdir:
 
     Args:
         root: The directory; made when something is first written.
+
+    Raises:
+        WorkdirError: There is a file of this name, or it can be no name.
     """
 
     def __init__(self, root: str | os.PathLike):
         self.root = pathlib.Path(root).expanduser()
-        if self.root.exists() and not self.root.is_dir():
+        try:
+            is_file = self.root.exists() and not self.root.is_dir()
+        except OSError as error:
+            raise WorkdirError(f"the working directory {self.root} cannot be: {error.strerror}") from error
+        if is_file:
             raise WorkdirError(f"the working directory {self.root} is a file: name a directory")
         self.settings = self.root / "settings.json"
         self.metrics = self.root / "metrics.jsonl"
@@ -61,12 +68,17 @@ class Record:
     Args:
         folder: Of the stage.
         settings: That the stage's outcome depends on.
+
+    Raises:
+        WorkdirError: There is a stage.json that this program has not written.
     """
 
     def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]):
         self.folder, self.settings = folder, settings
         self._path = folder / "stage.json"
         self._kept = read_json(self._path) if self._path.exists() else None
+        if self._kept is not None and not (isinstance(self._kept, dict) and {"settings", "outcome"} <= {*self._kept}):
+            raise WorkdirError(f"{self._path} is damaged (no settings, no outcome): delete the folder that it is in")
 
     @property
     def outcome(self) -> dict[str, Any] | None:
@@ -96,8 +108,8 @@ class Record:
                 raise WorkdirError(f"{self.folder} has no stage.json, so it is not of this program: move it away")
             return False
         changed = differences(self._kept["settings"], self.settings)
-        if self._kept["schema"] != SCHEMA:
-            changed.insert(0, f"schema: {self._kept['schema']} -> {SCHEMA}")
+        if self._kept.get("schema") != SCHEMA:
+            changed.insert(0, f"schema: {self._kept.get('schema')} -> {SCHEMA}")
         if not changed:
             return False
         if not overwrite:
