@@ -1,0 +1,60 @@
+import pytest
+
+from refine_jax.report.tables import FIGURES, text_table
+
+RESULTS = {
+    "no_defense": {
+        **{"ba": 0.978, "asr": 1.0, "asr_all": 1.0, "mapped_asr": None, "ra": 0.0},
+        "ci95": {"ba": [0.9712, 0.9834], "asr": [0.99, 1.0], "mapped_asr": None, "ra": [0.0, 0.01]},
+    },
+    "defenses": {
+        "refine": {
+            **{"ba": 0.97, "asr": 0.0025, "mapped_asr": 0.05, "ra": None, "der": 0.99},
+            "ci95": {
+                **{"ba": [0.96, 0.98], "asr": [0.001, 0.01], "mapped_asr": [0.04, 0.06]},
+                **{"ra": None, "der": [0.98, 1.0]},
+            },
+        }
+    },
+}
+
+
+def rows(text):
+    """Cells of the lines between the two rules, and the line above."""
+    lines = text.splitlines()
+    first, last = (number for number, line in enumerate(lines) if line and set(line) == {"-"})
+    return [lines[first - 1], *lines[first + 1 : last]]
+
+
+def test_each_figure_stands_in_percent_beside_its_interval():
+    found = rows(text_table(RESULTS))
+    assert found[1].split() == ["BA", "97.80", "[97.12,", "98.34]", "97.00", "[96.00,", "98.00]"]
+    assert found[2].split() == ["ASR", "100.00", "[99.00,", "100.00]", "0.25", "[0.10,", "1.00]"]
+    assert [row.split("  ")[0] for row in found[1:]] == list(FIGURES.values())
+
+
+def test_what_there_is_not_is_a_dash():
+    found = rows(text_table(RESULTS))
+    assert found[3].split() == ["mapped", "ASR", "-", "5.00", "[4.00,", "6.00]"]
+    assert found[4].split() == ["RA", "0.00", "[0.00,", "1.00]", "-"]
+    assert found[5].split() == ["DER", "-", "99.00", "[98.00,", "100.00]"]
+
+
+@pytest.mark.parametrize("name", ["refine", "a_defense_with_a_name_that_is_longer_than_its_figures"])
+def test_columns_stand_under_their_names(name):
+    results = {**RESULTS, "defenses": {name: RESULTS["defenses"]["refine"]}}
+    found = rows(text_table(results))
+    column = found[0].index(name)
+    assert found[1][column:].strip().startswith("97.00")
+    assert found[1][column - 1] == " "
+
+
+def test_without_a_defense_the_victim_stands_alone():
+    found = rows(text_table({**RESULTS, "defenses": {}}))
+    assert found[0].split() == ["no", "defense"]
+    assert found[1].split() == ["BA", "97.80", "[97.12,", "98.34]"]
+
+
+def test_the_table_says_what_its_figures_are():
+    text = text_table(RESULTS)
+    assert all(word in text for word in ("in percent", "95 % intervals", "mapped ASR: with the class"))
