@@ -13,6 +13,7 @@ instead of 64, and few epochs under a one-cycle learning rate. What it gives sta
 import ml_collections
 
 from refine_jax import settings
+from refine_jax.errors import SettingError
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -21,7 +22,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "mini":
         _make_small(config)
     elif variant:
-        raise ValueError(f"configs/cifar.py:{variant}: there is only configs/cifar.py and configs/cifar.py:mini")
+        raise SettingError("config", f"configs/cifar.py:{variant}", "configs/cifar.py and configs/cifar.py:mini")
     return config
 
 

@@ -1,6 +1,9 @@
 """The configuration: every field with its default, and the checks that come before any work."""
 
+import functools
 import json
+import math
+import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,11 +14,21 @@ from refine_jax import attacks, datasets, networks
 from refine_jax.datasets.images import Dataset
 from refine_jax.defenses import refine
 from refine_jax.defenses.registry import DEFENSES
-from refine_jax.errors import SettingError, choose, did_you_mean
+from refine_jax.errors import RefineError, SettingError, choose, did_you_mean
+from refine_jax.keys import LARGEST_SEED
 from refine_jax.training import optimizer
 
 # Rates at which the networks' reference implementations are trained; 0.1 where nothing stands.
 _LEARNING_RATES = {"vgg16": 0.01, "vit": 0.001}
+
+# What may stand in a field of each type.
+KINDS = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "a text",
+    bool: "true or false",
+    tuple: "a tuple, such as (0.5, 0.75)",
+}
 
 
 def default() -> ml_collections.ConfigDict:
@@ -75,9 +88,14 @@ def complete(config: ml_collections.ConfigDict) -> dict[str, Any]:
     Raises:
         SettingError: The first field that is unknown or impossible.
     """
-    for field, value in _leaves(config.to_dict()):
-        check_field(field, value)
     settings = config.to_dict()
+    given = dict(_leaves(settings))
+    for field, value in given.items():
+        check_field(field, value)
+        _check_type(field, value)
+    missing = [field for field in _types() if field not in given]
+    if missing:
+        raise RefineError(f"the configuration has no {missing[0]}: a get_config() begins with settings.default()")
     choose("dataset.name", settings["dataset"]["name"], datasets.names())
     attack = settings["attack"]
     chosen = choose("attack.name", attack["name"], attacks.names())
@@ -89,8 +107,9 @@ def complete(config: ml_collections.ConfigDict) -> dict[str, Any]:
     names = settings["defense"].pop("names")
     for name in names:
         choose("defense.names", name, DEFENSES)
-    given = ml_collections.ConfigDict(settings["defense"])
-    settings["defense"] = {"names": names, **refine.complete(given)}
+    if not names or len(set(names)) < len(names):
+        raise SettingError("defense.names", names, f"one or more of {', '.join(DEFENSES)}, each once")
+    settings["defense"] = {"names": names, **refine.complete(ml_collections.ConfigDict(settings["defense"]))}
     _check_values(settings)
     return json.loads(json.dumps(settings))
 
@@ -100,6 +119,7 @@ def _check_values(settings: Mapping[str, Any]) -> None:
     optimizer.check("victim", victim)
     optimizer.check("defense", settings["defense"])
     for field, value, fine, allowed in (
+        ("seed", settings["seed"], 0 <= settings["seed"] <= LARGEST_SEED, f"0 to {LARGEST_SEED}"),
         ("victim.width", victim["width"], victim["width"] >= 1, "1 or more"),
         ("attack.rate", attack["rate"], attack["rate"] is None or 0 < attack["rate"] <= 1, "above 0 and at most 1"),
         ("attack.target", attack["target"], attack["target"] >= 0, "a class, counted from 0"),
@@ -139,12 +159,46 @@ def check_field(field: str, value: object) -> None:
     Raises:
         SettingError: There is no such field.
     """
-    fields = [name for name, _ in _leaves(default().to_dict())]
-    if field not in fields:
-        section = field.rpartition(".")[0]
-        siblings = [name for name in fields if name.rpartition(".")[0] == section] or fields
-        allowed = ", ".join(siblings) + did_you_mean(field, fields)
-        raise SettingError(field, value, f"no such field; there are {allowed}")
+    if field in _types():
+        return
+    # The fields of the section that it is, or is in, or, where there is no such section, the sections.
+    for section in (field, field.rpartition(".")[0]):
+        there = [name for name in _types() if section and name.startswith(f"{section}.")]
+        if there:
+            break
+    else:
+        there = list(dict.fromkeys(name.partition(".")[0] for name in _types()))
+    raise SettingError(field, value, f"no other fields than {', '.join(there)}{did_you_mean(field, _types())}")
+
+
+def type_of(field: str) -> type:
+    """Returns the type of a field's values, a key of `KINDS`; object where they may be of several."""
+    return _types()[field]
+
+
+def _check_type(field: str, value: object) -> None:
+    """Refuses a value of another type than the field's; None is one where the field may be left open."""
+    kind, is_open = _types()[field], dict(_leaves(default().to_dict()))[field] is None
+    fine = {
+        int: isinstance(value, numbers.Integral) and not isinstance(value, bool),
+        float: isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value),
+    }.get(kind, isinstance(value, kind))
+    if not fine and not (value is None and is_open):
+        raise SettingError(field, value, KINDS[kind])
+
+
+@functools.cache
+def _types() -> dict[str, type]:
+    """Dotted names of all fields, and their types."""
+
+    def of(config: ml_collections.ConfigDict, prefix: str) -> Iterator[tuple[str, type]]:
+        for name, value in config.items():
+            if isinstance(value, ml_collections.ConfigDict):
+                yield from of(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", config.get_type(name)
+
+    return dict(of(default(), ""))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -160,7 +214,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of a nested mapping;."""
+    """Dotted names and values of a nested mapping."""
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{name}.")

@@ -1,0 +1,244 @@
+import json
+import math
+
+import ml_collections
+import numpy as np
+import pytest
+
+from refine_jax import attacks, datasets, networks, settings
+from refine_jax.datasets.images import Dataset, Split
+from refine_jax.errors import RefineError, SettingError
+
+
+def configured(**changed):
+    """The default configuration with some fields changed: victim__epochs=3 stands for victim.epochs."""
+    config = settings.default()
+    for field, value in changed.items():
+        section = config
+        *sections, name = field.split("__")
+        for part in sections:
+            section = section[part]
+        section[name] = value
+    return config
+
+
+def made(count=1000, size=32, num_classes=10):
+    split = Split(np.zeros((count, size, size, 3), np.uint8), np.zeros(count, np.int32))
+    names = tuple(str(number) for number in range(num_classes))
+    return Dataset("made", split, split, names, (0.5,) * 3, (0.2,) * 3)
+
+
+def refuse(config, dataset=None):
+    """Returns the error that the checks before any work end with."""
+    with pytest.raises(SettingError) as caught:
+        settings.check(settings.complete(config), dataset or made())
+    return caught.value
+
+
+def test_the_default_is_the_papers_setting():
+    resolved = settings.complete(settings.default())
+    assert resolved["seed"] == 0
+    assert resolved["attack"]["name"] == "badnets"
+    assert resolved["attack"]["target"] == 0
+    sgd = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "epochs": 150}
+    wanted = {"batch_size": 128, "learning_rate": 0.1, "decay": 0.1, "name": "resnet18", "width": 64}
+    assert resolved["victim"].items() >= {**sgd, **wanted}.items()
+    wanted = {"batch_size": 256, "learning_rate": 0.01, "decay": 0.8, "width": 64, "sup_weight": 0.1}
+    assert resolved["defense"].items() >= {**sgd, **wanted, "temperature": 0.1, "data_fraction": 1.0}.items()
+    for section in ("victim", "defense"):
+        assert [round(150 * fraction, 9) for fraction in resolved[section]["milestones"]] == [100, 130]
+    settings.check(resolved, made())
+
+
+def test_what_complete_gives_is_json():
+    resolved = settings.complete(settings.default())
+    assert json.loads(json.dumps(resolved)) == resolved
+
+
+def test_completing_leaves_the_configuration_as_it_was():
+    config = configured(victim__epochs=3)
+    before = config.to_json_best_effort()
+    settings.complete(config)
+    assert config.to_json_best_effort() == before
+
+
+@pytest.mark.parametrize(("name", "rate"), [("vgg16", 0.01), ("vit", 0.001), ("resnet18", 0.1), ("densenet121", 0.1)])
+def test_the_learning_rate_is_the_networks_unless_one_is_given(name, rate):
+    assert settings.complete(configured(victim__name=name))["victim"]["learning_rate"] == rate
+    given = settings.complete(configured(victim__name=name, victim__learning_rate=0.3))
+    assert given["victim"]["learning_rate"] == 0.3
+
+
+def test_of_the_attacks_options_only_those_of_the_one_chosen_are_kept():
+    resolved = settings.complete(configured(attack__name="wanet"))["attack"]
+    assert set(resolved) == {"name", "target", "rate", "wanet"}
+    assert resolved["wanet"]["k"] == 4
+
+
+def test_the_preset_fills_in_what_is_open_and_nothing_else():
+    authors = settings.complete(configured(defense__preset="authors_code"))["defense"]
+    assert (authors["loss"], authors["temperature"]) == ("binary_cross_entropy", 0.07)
+    given = settings.complete(configured(defense__preset="authors_code", defense__temperature=0.2))["defense"]
+    assert (given["loss"], given["temperature"]) == ("binary_cross_entropy", 0.2)
+
+
+IMPOSSIBLE = [
+    ({"seed": -1}, "seed = -1: allowed: 0 to 4294967295"),
+    ({"seed": 2**40}, "seed = 1099511627776: allowed: 0 to 4294967295"),
+    ({"dataset__name": "cifar"}, "dataset.name = 'cifar': allowed: .*did you mean 'cifar10'"),
+    ({"attack__name": "badnet"}, "attack.name = 'badnet': allowed: .*did you mean 'badnets'"),
+    ({"attack__target": -1}, "attack.target = -1: allowed: a class"),
+    ({"attack__target": 10}, "attack.target = 10: allowed: a class of made, 0 to 9"),
+    ({"attack__rate": -0.1}, "attack.rate = -0.1: allowed: above 0"),
+    ({"attack__rate": 0.0}, "attack.rate = 0.0: allowed: above 0"),
+    ({"attack__rate": 1.1}, "attack.rate = 1.1: allowed: above 0 and at most 1"),
+    ({"victim__name": "resnet"}, "victim.name = 'resnet': allowed: .*did you mean 'resnet"),
+    ({"victim__width": 0}, "victim.width = 0: allowed: 1 or more"),
+    ({"victim__epochs": 0}, "victim.epochs = 0: allowed: 1 or more"),
+    ({"victim__batch_size": 0}, "victim.batch_size = 0: allowed: 1 or more"),
+    ({"victim__batch_size": 1001}, "victim.batch_size = 1001: allowed: at most the 1000 training images"),
+    ({"victim__learning_rate": -0.1}, "victim.learning_rate = -0.1: allowed: a number above 0"),
+    ({"victim__learning_rate": 0.0}, "victim.learning_rate = 0.0: allowed: a number above 0"),
+    ({"victim__momentum": 1.0}, "victim.momentum = 1.0: allowed: 0 or more and below 1"),
+    ({"victim__weight_decay": -1e-4}, "victim.weight_decay = -0.0001: allowed: 0 or more"),
+    ({"victim__milestones": (0.5, 1.0)}, r"victim.milestones = \(0.5, 1.0\): allowed: fractions"),
+    ({"victim__milestones": (0.0, 0.5)}, r"victim.milestones = \(0.0, 0.5\): allowed: fractions"),
+    ({"victim__milestones": (0.9, 0.5)}, r"victim.milestones = \(0.9, 0.5\): allowed: fractions"),
+    ({"victim__milestones": ("a",)}, r"victim.milestones = \('a',\): allowed: fractions"),
+    ({"victim__optimizer": "adamw"}, "victim.optimizer = 'adamw': allowed: .*did you mean 'adam'"),
+    ({"victim__schedule": "onecycle"}, "victim.schedule = 'onecycle': allowed: .*did you mean 'one_cycle'"),
+    ({"defense__names": ()}, r"defense.names = \(\): allowed: one or more of refine"),
+    ({"defense__names": ("refin",)}, "defense.names = 'refin': allowed: .*did you mean 'refine'"),
+    ({"defense__names": ("refine", "refine")}, "defense.names = .*: allowed: .*each once"),
+    ({"defense__preset": "papr"}, "defense.preset = 'papr': allowed: .*did you mean 'paper'"),
+    ({"defense__loss": "entropy"}, "defense.loss = 'entropy': allowed: cross_entropy"),
+    ({"defense__unet_input": "raw"}, "defense.unet_input = 'raw': allowed: unit, normalized"),
+    ({"defense__temperature": 0.0}, "defense.temperature = 0.0: allowed: a number above 0"),
+    ({"defense__sup_weight": -0.1}, "defense.sup_weight = -0.1: allowed: 0 or more"),
+    ({"defense__depth": 6}, "defense.depth = 6: allowed: 1 to 5 for images of 32 x 32"),
+    ({"defense__depth": 0}, "defense.depth = 0: allowed: 1 to 5"),
+    ({"defense__width": 0}, "defense.width = 0: allowed: 1 or more"),
+    ({"defense__data_fraction": 0.0}, "defense.data_fraction = 0.0: allowed: above 0 and at most 1"),
+    ({"defense__data_fraction": 1.5}, "defense.data_fraction = 1.5: allowed: above 0 and at most 1"),
+    ({"defense__batch_size": 1001}, "defense.batch_size = 1001: allowed: at most the 1000 clean images"),
+    ({"run__log_every": 0}, "run.log_every = 0: allowed: 1 or more"),
+    ({"run__checkpoint_minutes": 0.0}, "run.checkpoint_minutes = 0.0: allowed: above 0"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), IMPOSSIBLE, ids=lambda value: value if isinstance(value, str) else "")
+def test_the_impossible_is_refused_with_field_value_and_what_is_allowed(changed, message):
+    error = refuse(configured(**changed))
+    with pytest.raises(SettingError, match=message):
+        raise error
+    (field,) = changed
+    assert error.field == field.replace("__", ".")
+
+
+def test_a_fraction_of_the_images_must_hold_a_batch():
+    error = refuse(configured(defense__data_fraction=0.2))
+    assert str(error) == "defense.batch_size = 256: allowed: at most the 200 clean images"
+
+
+NUMBERS = {field: kind for field, kind in settings._types().items() if kind in (int, float)}
+# A ConfigDict makes 1.0 of a True that is put where a float belongs, before anyone can look at it.
+NO_NUMBERS = {int: (True, math.nan, math.inf, 1.5, "3", (3,)), float: (math.nan, math.inf, -math.inf, "3", (3,))}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field in NUMBERS for value in NO_NUMBERS[NUMBERS[field]]]
+)
+def test_where_a_number_belongs_nothing_else_may_stand(field, value):
+    *sections, name = field.split(".")
+    config = section = settings.default()
+    for part in sections:
+        section = section[part]
+    with section.ignore_type():
+        section[name] = value
+    error = refuse(config)
+    assert error.field == field
+    assert error.value is value
+    assert error.allowed in ("a whole number", "a finite number")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [("dataset__name", 3, "a text"), ("defense__names", "refine", "a tuple"), ("attack__wanet__noise", 1, "true")],
+)
+def test_other_types_are_held_to_as_well(field, value, allowed):
+    *sections, name = field.split("__")
+    config = section = settings.default()
+    for part in sections:
+        section = section[part]
+    with section.ignore_type():
+        section[name] = value
+    error = refuse(config)
+    assert (error.field, error.value) == (field.replace("__", "."), value)
+    assert error.allowed.startswith(allowed)
+
+
+def test_a_field_that_is_not_open_cannot_be_left_out():
+    config = settings.default()
+    with config.victim.ignore_type():
+        config.victim.epochs = None
+    assert str(refuse(config)) == "victim.epochs = None: allowed: a whole number"
+
+
+def test_whole_numbers_may_stand_for_numbers():
+    assert settings.complete(configured(victim__learning_rate=1))["victim"]["learning_rate"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("field", "allowed", "nearest"),
+    [
+        ("victim.epoch", "victim.epochs, ", "victim.epochs"),
+        ("victm.epochs", "attack, dataset, defense, run, seed, victim", "victim.epochs"),
+        ("victim", "victim.batch_size, ", "victim."),
+        ("attack.badnets.weigth", "attack.badnets.pattern, attack.badnets.weight", "attack.badnets.weight"),
+        ("sed", "seed", "seed"),
+    ],
+)
+def test_an_unknown_field_is_answered_with_its_siblings_and_the_nearest(field, allowed, nearest):
+    with pytest.raises(SettingError) as caught:
+        settings.check_field(field, "3")
+    assert caught.value.field == field
+    assert allowed in caught.value.allowed
+    assert f"(did you mean '{nearest}" in str(caught.value)
+
+
+def test_every_field_is_known():
+    for field in settings._types():
+        settings.check_field(field, None)
+        assert settings.type_of(field) in (*settings.KINDS, object)
+
+
+def test_an_unknown_field_in_a_file_is_refused_too():
+    config = settings.default()
+    config.victim.epoch = 3
+    assert str(refuse(config)).startswith("victim.epoch = 3: allowed: no other fields than")
+
+
+def test_a_configuration_that_does_not_begin_with_the_default_is_told_to():
+    with pytest.raises(RefineError, match=r"has no attack\.\S+: .*begins with settings.default"):
+        settings.complete(ml_collections.ConfigDict({"seed": 0}))
+
+
+def test_every_name_there_is_may_be_chosen():
+    for name in attacks.names():
+        settings.complete(configured(attack__name=name))
+    for name in networks.names():
+        settings.complete(configured(victim__name=name))
+    for name in datasets.names():
+        settings.complete(configured(dataset__name=name))
+
+
+def test_differences_name_what_changed_came_and_went():
+    old = {"a": 1, "b": {"c": 2, "d": [1, 2], "gone": None}}
+    new = {"a": 1, "b": {"c": 3, "d": [1, 3]}, "new": "x"}
+    assert settings.differences(old, new) == [
+        "b.c: 2 -> 3",
+        "b.d: [1, 2] -> [1, 3]",
+        "b.gone: None -> not there",
+        "new: not there -> 'x'",
+    ]
+    assert settings.differences(old, json.loads(json.dumps(old))) == []
