@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from refine_jax.errors import WorkdirError
+
 _KEEP = 2
 
 
@@ -22,7 +24,8 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path):
         self.directory = pathlib.Path(directory).absolute()
         policy = ocp.checkpoint_managers.LatestN(_KEEP)
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, create=True)
+        # What a killed run was writing is swept away; a warning would come of it otherwise.
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, create=True, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def latest_step(self) -> int | None:
@@ -46,13 +49,38 @@ class Checkpoints:
 
         Returns:
             (state, meta), numpy arrays.
+
+        Raises:
+            WorkdirError: There is none, it is damaged, or its arrays are not like the template's.
         """
         step = self.latest_step() if step is None else step
+        if step is None:
+            raise WorkdirError(f"{self.directory} holds no checkpoint")
         if template is not None:
             template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=args)
+        try:
+            restored = self._manager.restore(step, args=args)
+        except Exception as error:  # of which kind depends on which file is missing or cut short
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
+            raise WorkdirError(
+                f"the checkpoint {self.directory / str(step)} cannot be read ({reason}): delete it to go on from the "
+                f"one before, or {self.directory.parent} to train again"
+            ) from error
+        if template is not None:
+            self._compare_shapes(restored["state"], template)
         return restored["state"], restored["meta"]
+
+    def _compare_shapes(self, state: Any, template: Any) -> None:
+        # Orbax hands out whatever shape lies in the file.
+        for (path, found), wanted in zip(
+            jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(template), strict=True
+        ):
+            if found.shape != wanted.shape:
+                raise WorkdirError(
+                    f"{self.directory} holds {jax.tree_util.keystr(path)} of shape {found.shape}, this run has one of "
+                    f"shape {wanted.shape}: delete {self.directory.parent} to train again"
+                )
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -64,4 +92,3 @@ class Checkpoints:
 
     def __exit__(self, *_) -> None:
         self.close()
-
