@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import pathlib
 import sys
@@ -44,10 +45,14 @@ class MetricsLog:
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the rows of a metrics.jsonl; a last line cut off by a kill is passed over."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
+            row = None
+        if isinstance(row, dict) and {"stage", "step"} <= row.keys():
+            rows.append(row)
+        else:
             logger.warning("%s: a line that is not whole is left out: %.60r", path, line)
     return rows
 
@@ -65,11 +70,18 @@ class Progress:
         self._stage, self._epochs = stage, epochs
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
-        self._last_shown = 0.0
+        self._last_shown = -math.inf
         self._width = 0
 
     def show(
-        self, epoch: float, loss: float, learning_rate: float, images_per_second: float, left: float, *, last=False
+        self,
+        epoch: float,
+        loss: float,
+        learning_rate: float,
+        images_per_second: float | None,
+        left: float | None,
+        *,
+        last: bool = False,
     ) -> None:
         """Shows where the training stands, unless it did so just now.
 
@@ -77,8 +89,8 @@ class Progress:
             epoch: Epochs done, fractions too.
             loss: Of the newest step.
             learning_rate: Likewise.
-            images_per_second: Trained on.
-            left: Seconds.
+            images_per_second: Trained on; None as long as it is not known.
+            left: Seconds; None likewise.
             last: Whether this ends the training; then it is shown in any case.
         """
         now = time.monotonic()
@@ -87,8 +99,12 @@ class Progress:
         self._last_shown = now
         line = (
             f"{self._stage}  epoch {epoch:.{0 if epoch == int(epoch) else 1}f}/{self._epochs}  loss {loss:.4f}  "
-            f"lr {learning_rate:.2g}  {images_per_second:,.0f} images/s  {format_seconds(left)} left"
+            f"lr {learning_rate:.2g}"
         )
+        if images_per_second is not None:
+            line += f"  {images_per_second:,.0f} images/s"
+        if left is not None:
+            line += f"  {format_seconds(left)} left"
         if self._live:
             self._stream.write("\r" + line.ljust(self._width) + ("\n" if last else ""))
             self._width = len(line)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from refine_jax.datasets.feed import Feed
-from refine_jax.errors import RefineError
+from refine_jax.errors import RefineError, WorkdirError
 from refine_jax.training.checkpoints import Checkpoints
 from refine_jax.training.interruption import Interrupted, StopRequest
 from refine_jax.training.log import MetricsLog, Progress, format_seconds
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _FETCH_SECONDS = 1.0
 
 
-class Diverged(RefineError):
+class Diverged(RefineError):  # noqa: N818 - a state
     """The loss is no longer a finite number."""
 
 
@@ -89,28 +89,28 @@ def fit(
         The trained state, with the time it took.
 
     Raises:
-        RefineError: A checkpoint has another identity, or other arrays than `kept`.
+        WorkdirError: A checkpoint has another identity, or other arrays than `kept`, or cannot be read.
         Interrupted: SIGINT or SIGTERM came; with a journal, the state was saved.
         Diverged: The loss is not finite.
     """
     if journal is None:
         with StopRequest() as stop:
             return _run(stage, step, state, data, feed, schedule, stop, _Unwritten())
-    with Checkpoints(journal.checkpoints) as checkpoints:
+    # The last checkpoint is written before signals mean again what they meant.
+    with StopRequest() as stop, Checkpoints(journal.checkpoints) as checkpoints:
         seconds = 0.0
         if checkpoints.latest_step() is not None:
             tree, meta = checkpoints.restore({**vars(state), **kept})
             if meta["identity"] != journal.identity:
-                raise RefineError(f"{journal.checkpoints} is of {meta['identity']}, this run of {journal.identity}")
+                raise WorkdirError(f"{journal.checkpoints} is of {meta['identity']}, this run of {journal.identity}")
             for name, value in kept.items():
                 if not np.array_equal(tree.pop(name), value):
-                    raise RefineError(f"{journal.checkpoints}: the {name} there is not the one of this run")
+                    raise WorkdirError(f"{journal.checkpoints}: the {name} there is not the one of this run")
             state, seconds = TrainState(**tree), meta["seconds"]
             logger.info("%s: goes on from step %d of %s", stage, state.step, journal.checkpoints)
         metrics = MetricsLog(journal.metrics, stage, int(state.step))
-        with StopRequest() as stop:
-            writer = _Writer(journal, checkpoints, metrics, kept, seconds)
-            return _run(stage, step, state, data, feed, schedule, stop, writer)
+        writer = _Writer(journal, checkpoints, metrics, kept, seconds)
+        return _run(stage, step, state, data, feed, schedule, stop, writer)
 
 
 def _run(stage, step, state, data, feed, schedule, stop, writer) -> Outcome:
@@ -136,13 +136,15 @@ def _run(stage, step, state, data, feed, schedule, stop, writer) -> Outcome:
         if number == first:  # compiled and run: from here on the speed is that of the steps
             steady_since, steady_images = fetched, images
         writer.write_metrics(rows)
-        speed = (images - steady_images) / max(fetched - steady_since, 1e-9) if done > first + 1 else 0.0
-        left = (total - done) * (fetched - steady_since) / max(number - first, 1)
+        speed = left = None
+        if number > first:
+            speed = (images - steady_images) / max(fetched - steady_since, 1e-9)
+            left = (total - done) * (fetched - steady_since) / (number - first)
         epoch = done / feed.steps_per_epoch
         progress.show(epoch, rows[-1]["loss"], rows[-1]["learning_rate"], speed, left, last=done == total)
         if saving:
             writer.save(done, state, fetched - started)
-        if stop.requested and done < total:
+        if stop.requested:
             progress.end_line()
             raise Interrupted(f"{stage} stopped after step {done} of {total}: {writer.where_saved()}")
     seconds = writer.seconds + time.monotonic() - started

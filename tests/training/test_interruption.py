@@ -1,0 +1,122 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from refine_jax.training.interruption import Interrupted, StopRequest
+
+# Works until it is asked to stop, and then a little longer than anyone would wait.
+PROGRAM = """
+import sys, time
+from refine_jax.training.interruption import StopRequest
+try:
+    with StopRequest() as stop:
+        print("working", flush=True)
+        while not stop.requested:
+            time.sleep(0.01)
+        print("asked", flush=True)
+        if sys.argv[1] == "long":
+            time.sleep(60)
+        raise SystemExit(7)
+finally:
+    print("cleaned up", flush=True)
+"""
+
+
+def start(length):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, length], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "working\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_a_request(number):
+    process = start("short")
+    process.send_signal(number)
+    said, told = process.communicate(timeout=30)
+    assert said == "asked\ncleaned up\n"
+    assert process.returncode == 7
+    assert told.strip() == "stopping after this step; a second time stops at once"
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_the_process_at_once(second):
+    process = start("long")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "asked\n"
+    process.send_signal(second)
+    said, _ = process.communicate(timeout=30)
+    assert said == ""
+    assert process.returncode == -second
+
+
+@pytest.fixture
+def handlers():
+    """Handlers of this test's own, instead of those that end it."""
+    received = []
+    previous = {number: signal.signal(number, lambda n, _: received.append(n)) for number in StopRequest._signals}
+    yield received
+    for number, handler in previous.items():
+        signal.signal(number, handler)
+
+
+def test_afterwards_signals_mean_again_what_they_meant(handlers):
+    with pytest.raises(Interrupted), StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.requested
+    assert handlers == []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.raise_signal(number)
+    assert handlers == [signal.SIGINT, signal.SIGTERM]
+
+
+def test_nobody_asked(handlers):
+    with StopRequest() as stop:
+        assert not stop.requested
+
+
+def test_a_request_that_nobody_acted_on_is_not_lost(handlers):
+    with pytest.raises(Interrupted, match="the same command goes on"), StopRequest():
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_error_on_the_way_stays_what_it_is(handlers):
+    def fail():
+        signal.raise_signal(signal.SIGINT)
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"), StopRequest():
+        fail()
+
+
+def test_one_inside_another_keeps_the_signals_for_itself(handlers):
+    with StopRequest() as outer:
+        with pytest.raises(Interrupted), StopRequest():
+            signal.raise_signal(signal.SIGINT)
+        assert not outer.requested
+        before = signal.getsignal(signal.SIGINT)
+    assert before == outer._handle
+
+
+def test_in_another_thread_signals_are_left_alone(handlers):
+    found = []
+
+    def work():
+        with StopRequest() as stop:
+            found.append(signal.getsignal(signal.SIGINT) == stop._handle)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False]
+
+
+def test_the_notice_goes_to_the_standard_error(handlers, capfd):
+    with pytest.raises(Interrupted), StopRequest():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert "stopping after this step" in capfd.readouterr().err
