@@ -144,5 +144,5 @@ def test_the_impossible_is_refused_before_the_first_image(changed, message):
 
 
 def test_an_unknown_network_is_answered_with_the_nearest():
-    with pytest.raises(SettingError, match="resnet_18.*did you mean 'resnet18'"):
+    with pytest.raises(SettingError, match=r"resnet_18.*did you mean 'resnet18'"):
         Classifier("resnet_18", {}, 10, MEAN, STD)

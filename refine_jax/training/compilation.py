@@ -30,7 +30,7 @@ def compiler_options(backend: str) -> dict[str, str] | None:
         return None
     try:
         jax.jit(lambda x: x + 1, compiler_options=options).lower(jnp.zeros(())).compile()
-    except Exception as error:  # noqa: BLE001 - what is raised for an unknown option differs between versions
+    except Exception as error:  # which one for an unknown option differs between versions
         logging.getLogger(__name__).info("compiler options %s are not known here: %s", options, error)
         return None
     return options
