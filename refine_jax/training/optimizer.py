@@ -1,6 +1,7 @@
 """Optimizers and learning rates, from the settings of a training."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,10 +84,7 @@ def create_optimizer(section: Mapping[str, Any], schedule: Schedule) -> optax.Gr
     Weight decay is added to the gradient, of all parameters, before momentum and before Adam's moments, as
     torch.optim.SGD and torch.optim.Adam do.
     """
-    if section["optimizer"] == "sgd":
-        direction = optax.trace(decay=section["momentum"])
-    else:
-        direction = optax.scale_by_adam()
+    direction = optax.trace(decay=section["momentum"]) if section["optimizer"] == "sgd" else optax.scale_by_adam()
     return optax.chain(
         optax.add_decayed_weights(section["weight_decay"]), direction, optax.scale_by_learning_rate(schedule)
     )
@@ -104,18 +102,29 @@ def check(prefix: str, section: Mapping[str, Any]) -> None:
     """
     choose(f"{prefix}.optimizer", section["optimizer"], OPTIMIZERS)
     choose(f"{prefix}.schedule", section["schedule"], SCHEDULES)
+    for field in ("epochs", "batch_size"):
+        if not _is_number(section[field], int) or section[field] < 1:
+            raise SettingError(f"{prefix}.{field}", section[field], "a whole number, 1 or more")
     for field, allowed, fine in (
-        ("epochs", "1 or more", lambda v: v >= 1),
-        ("batch_size", "1 or more", lambda v: v >= 1),
         ("learning_rate", "a number above 0", lambda v: 0 < v < float("inf")),
-        ("momentum", "0 or more and below 1", lambda v: 0 <= v < 1),
-        ("weight_decay", "0 or more", lambda v: 0 <= v < float("inf")),
+        ("momentum", "a number, 0 or more and below 1", lambda v: 0 <= v < 1),
+        ("weight_decay", "a number, 0 or more", lambda v: 0 <= v < float("inf")),
         ("decay", "a number above 0", lambda v: 0 < v < float("inf")),
     ):
-        if not fine(section[field]):
+        if not _is_number(section[field], int | float) or not fine(section[field]):
             raise SettingError(f"{prefix}.{field}", section[field], allowed)
-    milestones = tuple(section["milestones"])
-    if not all(isinstance(m, int | float) and 0 < m < 1 for m in milestones) or list(milestones) != sorted(milestones):
+    milestones = section["milestones"]
+    if not _are_milestones(milestones):
         raise SettingError(
             f"{prefix}.milestones", milestones, "fractions of the epochs between 0 and 1, each above the one before"
         )
+
+
+def _are_milestones(values: Any) -> bool:
+    if not isinstance(values, list | tuple) or not all(_is_number(v, float) and 0 < v < 1 for v in values):
+        return False
+    return all(a < b for a, b in itertools.pairwise(values))
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
