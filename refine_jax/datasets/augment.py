@@ -66,8 +66,8 @@ def random_resized_crop(
         [N, H, W, C]
 
     References:
-        torchvision.transforms.RandomResizedCrop (whose last resort is a center crop of the image's own aspect,
-        the whole image as long as that lies within `aspect`).
+        torchvision.transforms.RandomResizedCrop, whose last resort is the whole image too, as long as its own
+        aspect lies within `aspect`; beyond, torchvision cuts a box of the nearest aspect out of the middle.
     """
     chex.assert_rank(images, 4)
     n, height, width, _ = images.shape
