@@ -89,7 +89,7 @@ def _draw_boxes(key, n, height, width, area, aspect):
     aspects = jnp.exp(jax.random.uniform(aspect_key, shape, minval=log_aspect[0], maxval=log_aspect[1]))
     box_widths = jnp.round(jnp.sqrt(areas * aspects)).astype(jnp.int32)
     box_heights = jnp.round(jnp.sqrt(areas / aspects)).astype(jnp.int32)
-    fits = (0 < box_widths) & (box_widths <= width) & (0 < box_heights) & (box_heights <= height)
+    fits = (box_widths > 0) & (box_widths <= width) & (box_heights > 0) & (box_heights <= height)
 
     first = fits.argmax(axis=1)[:, None]
     found = fits.any(axis=1)

@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from refine_jax.errors import SettingError
+
 
 def derangement(key: jax.Array, num_classes: int) -> jax.Array:
     """Draws a permutation of the classes that leaves none in its place, each such permutation equally likely.
@@ -16,13 +18,13 @@ def derangement(key: jax.Array, num_classes: int) -> jax.Array:
         permutation: the classifier's class i becomes class permutation[i]. int32 [K]
 
     Raises:
-        ValueError: One class alone has to stay where it is.
+        SettingError: One class alone has to stay where it is.
 
     References:
         Chen et al., REFINE, ICLR 2025, section 4.2; the released program draws likewise, until nothing stays.
     """
     if num_classes < 2:
-        raise ValueError(f"num_classes = {num_classes}: allowed: at least 2, for one class alone cannot move")
+        raise SettingError("num_classes", num_classes, "at least 2, for one class alone cannot move")
     classes = jnp.arange(num_classes, dtype=jnp.int32)
 
     def draw_again(carry):
