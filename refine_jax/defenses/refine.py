@@ -102,12 +102,12 @@ class Objective:
                 the paper's. `base_temperature` = 0 means no factor, as None does in a plain mapping; in a
                 ConfigDict None means the preset's.
         """
-        if isinstance(settings, cls):
+        if isinstance(settings, Objective):
             return settings
-        settings = _given(settings)
-        preset = PRESETS[choose("defense.preset", settings.get("preset", DEFAULTS["preset"]), PRESETS)]
-        values = {"sup_weight": DEFAULTS["sup_weight"], **preset}
-        values |= {name: settings[name] for name in values if name in settings}
+        given = _given(settings)
+        preset = PRESETS[choose("defense.preset", given.get("preset", DEFAULTS["preset"]), PRESETS)]
+        values: dict[str, Any] = {"sup_weight": DEFAULTS["sup_weight"], **preset}
+        values |= {name: given[name] for name in values if name in given}
         values["base_temperature"] = values["base_temperature"] or None
         choose("defense.loss", values["loss"], LOSSES)
         choose("defense.unet_input", values["unet_input"], UNET_INPUTS)
@@ -130,10 +130,12 @@ def transform(unet: UNet, variables: Any, classifier: Classifier, images: jax.Ar
     """
     if Objective.of(settings).unet_input == "normalized":
         images = classifier.preprocess(images)
-    if not train:
-        return jnp.clip(unet.apply(variables, images, train=False), 0, 1), variables["batch_stats"]
-    outputs, changed = unet.apply(variables, images, train=True, mutable=["batch_stats"])
-    return jnp.clip(outputs, 0, 1), changed["batch_stats"]
+    outputs: Any
+    if train:
+        outputs, changed = unet.apply(variables, images, train=True, mutable=["batch_stats"])
+        return jnp.clip(outputs, 0, 1), changed["batch_stats"]
+    outputs = unet.apply(variables, images, train=False)
+    return jnp.clip(outputs, 0, 1), variables["batch_stats"]
 
 
 def transformed_logits(classifier: Classifier, transformed: jax.Array, settings) -> jax.Array:
@@ -306,7 +308,7 @@ def fit(
     schedule = optimizer.create_schedule(settings, feed.steps_per_epoch)
     tx = optimizer.create_optimizer(settings, schedule)
     state = create_train_state(unet, tx, named_key(seed, "refine/weights"), images.shape[1:3])
-    data = {
+    data: dict[str, Any] = {
         "images": jnp.asarray(images),
         "classifier": classifier,
         "permutation": derangement(named_key(seed, "refine/mapping"), num_classes),

@@ -32,7 +32,7 @@ def _unet_options(sizes: dict[str, int], names: Iterable[str]) -> dict[str, int]
 
 def _vit_options(sizes: dict[str, int], names: Iterable[str]) -> dict[str, int]:
     """Takes lengths of flattened axes apart: 3 x heads x 64, 5 images x 3 channels x patch ** 2, 1 + patches."""
-    options = {key: sizes[key] for key in ("num_classes", "dim", "mlp_dim") if key in sizes}
+    options: dict[str, int] = {key: sizes[key] for key in ("num_classes", "dim", "mlp_dim") if key in sizes}
     layers = _numbers(r"transformer\.layers\.(\d+)\.", names)
     if layers:
         options["depth"] = 1 + max(layers)
@@ -58,7 +58,9 @@ _TORCHVISION_RESNET = Family(
     modules=(_STAGES, ("shortcut_conv", "downsample.0"), ("shortcut_bn", "downsample.1"), ("linear", "fc")),
     sizes={"num_classes": (("fc.bias", 0), ("fc.weight", 0)), "width": _WIDTH},
 )
-_CLASSIFIER = {"num_classes": (("classifier.bias", 0), ("classifier.weight", 0))}
+_CLASSIFIER: dict[str, tuple[tuple[str, int], ...]] = {
+    "num_classes": (("classifier.bias", 0), ("classifier.weight", 0))
+}
 _VGG = Family(modules=((r"conv(\d+)", r"features.\1"), ("linear", "classifier")), sizes=_CLASSIFIER)
 _DENSENET = Family(
     modules=(

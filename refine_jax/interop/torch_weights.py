@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import traverse_util
 
 from refine_jax import networks
@@ -169,11 +170,11 @@ def _is_numeric(value: np.ndarray) -> bool:
     return jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
 
 
-def _entries(name: str, options: dict[str, int]) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+def _entries(name: str, options: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
     """Returns PyTorch's name to path and PyTorch's shape of every variable of the network with these options."""
     if name == "unet":
-        module = networks.unet.UNet(**options)
-        side = 2**module.depth
+        module: nn.Module = networks.unet.UNet(**options)
+        side = 2 ** options.get("depth", networks.unet.UNet.depth)
     else:
         module = networks.build(name, **({"num_classes": 10} | options))
         side = options.get("image_size", 32)

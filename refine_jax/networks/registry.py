@@ -40,7 +40,7 @@ def options(name: str) -> tuple[str, ...]:
     """
     network = NETWORKS[choose("network", name, NETWORKS)]
     fixed = {*network.keywords, "num_classes", "parent", "name"}
-    return tuple(field.name for field in dataclasses.fields(network.func) if field.name not in fixed)
+    return tuple(field.name for field in _fields(name) if field.name not in fixed)
 
 
 def build(name: str, num_classes: int, **settings: Any) -> nn.Module:
@@ -59,7 +59,7 @@ def build(name: str, num_classes: int, **settings: Any) -> nn.Module:
     """
     allowed = options(name)
     layers.require_positive("num_classes", num_classes)
-    whole = [field.name for field in dataclasses.fields(NETWORKS[name].func) if field.type is int]
+    whole = [field.name for field in _fields(name) if field.type is int]
     for option, value in settings.items():
         if option not in allowed:
             raise SettingError(
@@ -68,3 +68,8 @@ def build(name: str, num_classes: int, **settings: Any) -> nn.Module:
         if option in whole:
             layers.require_positive(f"{name}.{option}", value)
     return NETWORKS[name](num_classes=num_classes, **settings)
+
+
+def _fields(name: str) -> tuple[dataclasses.Field, ...]:
+    module: Any = NETWORKS[name].func  # a class of linen, of which its decorator makes a dataclass
+    return dataclasses.fields(module)
