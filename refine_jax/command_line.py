@@ -58,7 +58,7 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 def _given(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Names and values of the flags, of those with a value in the next argument too."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if argument.startswith("-"):
             name, equals, value = argument.lstrip("-").partition("=")
             yield name, value if equals or name.startswith(("no", "overwrite")) else following
