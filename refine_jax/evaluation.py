@@ -80,6 +80,28 @@ def measure(
     return {**figures, "counts": counts, "ci95": intervals}
 
 
+def benign_accuracy(
+    predict: Callable[[jax.Array], jax.Array], images: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
+    """Measures a classifier on clean images alone.
+
+    Args:
+        predict: As in `measure`.
+        images: uint8 [N, H, W, 3], one or more.
+        labels: Integers [N]
+
+    Returns:
+        'ba', 'counts' and 'ci95', as in `measure`.
+    """
+    answers, _ = predict_classes(predict, images)
+    hits = int((answers == labels).sum())
+    return {
+        "ba": hits / len(labels),
+        "counts": {"ba": [hits, len(labels)]},
+        "ci95": {"ba": wilson_interval(hits, len(labels))},
+    }
+
+
 def predict_classes(
     predict: Callable[[jax.Array], jax.Array], images: np.ndarray, batch_size: int = BATCH_SIZE
 ) -> tuple[np.ndarray, int]:

@@ -1,15 +1,24 @@
-"""The stages of a run, in order: victim, defend, evaluate."""
+"""The stages of a run, in order: victim, defend, evaluate.
 
+    victim      plants the attack into the training images and trains a classifier on them       attack/, victim/
+    defend      fits each defense to the frozen victim, on clean images without labels           defense/NAME/
+    evaluate    measures the victim alone and behind each defense, on the whole test set         results.json
+
+A stage that is done, from the same settings, is not run again.
+"""
+
+import dataclasses
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from refine_jax import attacks, datasets, environment, evaluation, victim
+from refine_jax import attacks, datasets, environment, evaluation, planting, victim
 from refine_jax import settings as settings_lib
 from refine_jax.attacks import kept
 from refine_jax.attacks.trigger import Attack
@@ -18,7 +27,6 @@ from refine_jax.datasets.images import Dataset
 from refine_jax.defenses.registry import DEFENSES
 from refine_jax.errors import WorkdirError, choose
 from refine_jax.files import hash_arrays, read_json, write_json
-from refine_jax.keys import named_key
 from refine_jax.training.loop import Journal, Outcome
 from refine_jax.training.state import count_parameters
 from refine_jax.workdir import SCHEMA, Record, Workdir
@@ -26,6 +34,30 @@ from refine_jax.workdir import SCHEMA, Record, Workdir
 logger = logging.getLogger(__name__)
 
 STAGES = ("victim", "defend", "evaluate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What every stage of a run sees.
+
+    Attributes:
+        settings: From `settings.complete`.
+        dataset: Clean; cut to dataset.train_images.
+        work: The working directory.
+        victim: Record of the victim, another run's where victim.workdir names one. The attack lies beside it.
+        defenses: Name to record.
+    """
+
+    settings: Mapping[str, Any]
+    dataset: Dataset
+    work: Workdir
+    victim: Record
+    defenses: Mapping[str, Record]
+
+    @property
+    def attack_folder(self) -> pathlib.Path:
+        """Where the attack that the victim was trained with is kept."""
+        return self.victim.folder.parent / "attack"
 
 
 def run(
@@ -52,20 +84,15 @@ def run(
     dataset = load_dataset(settings)
     settings_lib.check(settings, dataset)
     attack = build_attack(settings, dataset)
-    records = open_records(settings, work, overwrite=overwrite)
+    this = Run(settings, dataset, work, *open_records(settings, work, overwrite=overwrite))
     work.create()
     write_json(work.settings, settings)
 
-    if records["victim"].outcome is None:
-        if "victim" not in stages or settings["victim"]["workdir"]:
-            raise WorkdirError(f"{records['victim'].folder} holds no trained victim; stage 'victim' makes one")
-        train_victim(settings, dataset, attack, work, records["victim"])
-    attack, classifier = load_victim(settings, dataset, records["victim"])
-
-    for name, record in records["defenses"].items():
-        if "defend" in stages and record.outcome is None:
-            train_defense(name, settings, dataset, classifier, work, records)
-    return evaluate(settings, dataset, attack, classifier, work, records) if "evaluate" in stages else None
+    if "victim" in stages and not settings["victim"]["workdir"] and this.victim.outcome is None:
+        train_victim(this, attack)
+    if "defend" in stages:
+        train_defenses(this)
+    return evaluate(this) if "evaluate" in stages else None
 
 
 def load_dataset(settings: Mapping[str, Any]) -> Dataset:
@@ -92,152 +119,182 @@ def build_attack(settings: Mapping[str, Any], dataset: Dataset) -> Attack:
     )
 
 
-def open_records(settings: Mapping[str, Any], work: Workdir, *, overwrite: bool) -> dict[str, Any]:
+def open_records(settings: Mapping[str, Any], work: Workdir, *, overwrite: bool) -> tuple[Record, dict[str, Record]]:
     """Opens the records of the stages, and refuses what was made from other settings, or deletes it.
 
     Returns:
-        {'victim': its record, which is another run's where victim.workdir names one, 'defenses': {name: record}}.
+        (record of the victim, name to record of the defenses).
     """
     borrowed = settings["victim"]["workdir"]
-    home = Workdir(borrowed) if borrowed else work
     made_from = {
         "seed": settings["seed"],
         "dataset": {name: settings["dataset"][name] for name in ("name", "train_images")},
         "attack": settings["attack"],
         "victim": {name: value for name, value in settings["victim"].items() if name != "workdir"},
     }
-    victim_record = Record(home.victim, made_from)
+    record = Record(Workdir(borrowed).victim if borrowed else work.victim, made_from)
     if borrowed:
         # The seed of this run is the defense's: many may share one victim.
-        victim_record.adopt("seed")
-        victim_record.admit("victim", overwrite=False)
-    elif victim_record.admit("victim", overwrite=overwrite):
+        record.adopt("seed")
+        record.admit("victim", overwrite=False)
+        record.require("victim")
+    elif record.admit("victim", overwrite=overwrite):
         work.clear()
 
     section = {name: value for name, value in settings["defense"].items() if name != "names"}
     defenses = {}
     for name in settings["defense"]["names"]:
-        settings_of = {"seed": settings["seed"], "defense": section, "victim_stage": victim_record.settings}
-        defenses[name] = Record(work.defense(name), settings_of)
+        made_from = {"seed": settings["seed"], "defense": section, "victim_stage": record.settings}
+        defenses[name] = Record(work.defense(name), made_from)
         defenses[name].admit(f"defend ({name})", overwrite=overwrite)
-    return {"victim": victim_record, "defenses": defenses}
+    return record, defenses
 
 
-def train_victim(
-    settings: Mapping[str, Any], dataset: Dataset, attack: Attack, work: Workdir, record: Record
-) -> None:
+def train_victim(run: Run, attack: Attack) -> None:
     """Plants the attack into the training images, keeps what was drawn, and trains the victim on them."""
-    record.begin()
-    found = kept.load(work.attack)
-    if found:
-        attack = found.attack
-    poisoned = attack.poison(
-        dataset.train.images, dataset.train.labels, named_key(settings["seed"], "attack/poison")
+    run.victim.begin()
+    seed, dataset = run.settings["seed"], run.dataset
+    planted, poisoned = planting.plant(
+        dataset, attack, run.attack_folder, seed, functools.partial(train_benign_classifier, run)
     )
-    if found is None:
-        kept.save(work.attack, attack, poisoned)
-    elif not np.array_equal(found.indices, poisoned.indices):
-        raise WorkdirError(f"the images poisoned in {work.attack} are not those that would be poisoned now")
     logger.info(
-        "attack: %s on class %d, %d of %d training images poisoned",
+        "attack: %s, target %d: %d of %d training images poisoned, %d more changed under their own label; see %s",
         attack.name,
         attack.target,
-        len(poisoned.indices),
+        len(planted.indices),
         len(poisoned.labels),
+        len(planted.cover_indices),
+        run.attack_folder / planting.SHEET,
     )
-    journal = make_journal(settings, work, record, {"attack_sha256": kept.load(work.attack).sha256})
-    outcome = victim.train(dataset, attack, poisoned, settings["victim"], settings["seed"], journal)
-    hashes = {**journal.identity, "victim_sha256": hash_arrays(outcome.state.variables)}
-    record.finish({**hashes, **cost(outcome)})
+    identity = {"attack_sha256": planted.sha256}
+    journal = make_journal(run, run.victim.folder, identity)
+    outcome = victim.train(dataset, planted.attack, poisoned, run.settings["victim"], seed, journal)
+    run.victim.finish({**identity, "victim_sha256": hash_arrays(outcome.state.variables), **cost(outcome)})
 
 
-def load_victim(settings: Mapping[str, Any], dataset: Dataset, record: Record) -> tuple[Attack, Classifier]:
+def train_benign_classifier(run: Run) -> Classifier:
+    """Trains what an attack needs that looks at a benign classifier, as the victim is trained but on clean images."""
+    settings, test = run.settings["victim"], run.dataset.test
+    journal = make_journal(run, run.attack_folder / "benign", {})
+    outcome = victim.train_benign(run.dataset, settings, run.settings["seed"], journal)
+    classifier = victim.to_classifier(outcome.state.variables, run.dataset, settings)
+    figures = evaluation.benign_accuracy(predictor(classifier), test.images, test.labels)
+    write_json(benign_file(run), figures)
+    logger.info("attack: the benign classifier has a BA of %.2f %%", 100 * figures["ba"])
+    return classifier
+
+
+def load_victim(run: Run) -> tuple[Attack, Classifier]:
     """Reads attack and victim from where they were left, and holds them to their hashes."""
-    found = kept.load(record.folder.parent / "attack")
-    variables = victim.load(record.folder / "checkpoints")
-    if found is None or found.sha256 != record.outcome["attack_sha256"]:
-        raise WorkdirError(f"the attack beside {record.folder} is not the one that this victim was trained with")
-    if hash_arrays(variables) != record.outcome["victim_sha256"]:
-        raise WorkdirError(f"the weights in {record.folder / 'checkpoints'} are not those that were trained")
-    return found.attack, victim.to_classifier(variables, dataset, settings["victim"])
+    outcome, checkpoints = run.victim.require("victim"), run.victim.folder / "checkpoints"
+    planted, variables = kept.load(run.attack_folder), victim.load(checkpoints)
+    if planted.sha256 != outcome["attack_sha256"]:
+        raise WorkdirError(f"{run.attack_folder} is not the attack that the victim beside it was trained with")
+    if hash_arrays(variables) != outcome["victim_sha256"]:
+        raise WorkdirError(f"the weights in {checkpoints} are not those that were trained")
+    return planted.attack, victim.to_classifier(variables, run.dataset, run.settings["victim"])
 
 
-def train_defense(
-    name: str,
-    settings: Mapping[str, Any],
-    dataset: Dataset,
-    classifier: Classifier,
-    work: Workdir,
-    records: Mapping[str, Any],
-) -> None:
-    """Fits a defense to the victim, on clean training images; their labels stay here."""
-    record = records["defenses"][name]
-    record.begin()
-    identity = {"victim_sha256": records["victim"].outcome["victim_sha256"]}
-    journal = make_journal(settings, work, record, identity)
-    defended, outcome = DEFENSES[name].fit(
-        classifier, dataset.train.images, settings["defense"], settings["seed"], dataset.num_classes, journal
-    )
-    record.finish({**identity, "sha256": hash_arrays(parts_of(defended)), **cost(outcome)})
+def train_defenses(run: Run) -> None:
+    """Fits the defenses that are not done to the victim, on clean training images; their labels stay here."""
+    missing = {name: record for name, record in run.defenses.items() if record.outcome is None}
+    if not missing:
+        return
+    _, classifier = load_victim(run)
+    identity = {"victim_sha256": run.victim.require("victim")["victim_sha256"]}
+    for name, record in missing.items():
+        record.begin()
+        defended, outcome = DEFENSES[name].fit(
+            classifier,
+            run.dataset.train.images,
+            run.settings["defense"],
+            run.settings["seed"],
+            run.dataset.num_classes,
+            make_journal(run, record.folder, identity),
+        )
+        record.finish({**identity, "sha256": hash_arrays(parts_of(defended)), **cost(outcome)})
 
 
-def evaluate(
-    settings: Mapping[str, Any],
-    dataset: Dataset,
-    attack: Attack,
-    classifier: Classifier,
-    work: Workdir,
-    records: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Measures the victim alone and behind each defense, on whole test sets, and writes results.json."""
-    hashes = {name: records["victim"].outcome[f"{name}_sha256"] for name in ("attack", "victim")}
-    defended = {}
-    for name, record in records["defenses"].items():
-        if record.outcome is None:
-            raise WorkdirError(f"{record.folder} holds no trained defense; stage 'defend' makes one")
-        if record.outcome["victim_sha256"] != hashes["victim"]:
-            raise WorkdirError(f"{record.folder} was trained for another victim; --overwrite trains it again")
-        defended[name] = DEFENSES[name].load(record.folder / "checkpoints", classifier, settings["defense"])
-        hashes[name] = hash_arrays(parts_of(defended[name]))
-        if hashes[name] != record.outcome["sha256"]:
-            raise WorkdirError(f"the weights in {record.folder / 'checkpoints'} are not those that were trained")
-    if work.results.exists() and (results := read_json(work.results))["hashes"] == hashes:
-        logger.info("evaluate: done before, in %s", work.results)
+def load_defense(run: Run, name: str, classifier: Classifier) -> Any:
+    """Reads a defended classifier from where it was left, and holds it to its hash."""
+    record = run.defenses[name]
+    outcome, checkpoints = record.require("defend"), record.folder / "checkpoints"
+    if outcome["victim_sha256"] != run.victim.require("victim")["victim_sha256"]:
+        raise WorkdirError(f"{record.folder} was trained for another victim: delete it, and it is trained again")
+    defended = DEFENSES[name].load(checkpoints, classifier, run.settings["defense"])
+    if hash_arrays(parts_of(defended)) != outcome["sha256"]:
+        raise WorkdirError(f"the weights in {checkpoints} are not those that were trained")
+    return defended
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """Measures the victim alone and behind each defense, on the whole test set, and writes results.json."""
+    attack, classifier = load_victim(run)
+    defended = {name: load_defense(run, name, classifier) for name in run.defenses}
+    outcome = run.victim.require("victim")
+    hashes = {name: outcome[f"{name}_sha256"] for name in ("attack", "victim")}
+    hashes |= {name: record.require("defend")["sha256"] for name, record in run.defenses.items()}
+    if run.work.results.exists() and (results := read_json(run.work.results)).get("hashes") == hashes:
+        logger.info("evaluate: done before, in %s", run.work.results)
         return results
 
-    logger.info("evaluate: %d test images, clean and triggered", len(dataset.test.labels))
-    images, labels = dataset.test.images, dataset.test.labels
+    images, labels = run.dataset.test.images, run.dataset.test.labels
+    logger.info("evaluate: %d test images, clean and triggered", len(labels))
     triggered = attack.trigger(images)
 
-    def measure(predictor, permutation=None):
-        # Weights as an argument, so that the compiler does not fold them into the program.
-        compiled = jax.jit(lambda predictor, images: predictor(images))
-        predict = functools.partial(compiled, predictor)
-        return evaluation.measure(predict, images, labels, triggered, attack.target, permutation)
+    def measure(classifier, permutation=None):
+        return evaluation.measure(predictor(classifier), images, labels, triggered, attack.target, permutation)
 
     no_defense = measure(classifier)
-    results = {
-        "schema": SCHEMA,
-        "settings": settings,
-        "environment": environment.describe(),
-        "hashes": hashes,
-        "victim": costs(records["victim"]),
-        "no_defense": no_defense,
-        "defenses": {},
-    }
+    defenses = {}
     for name, defended_classifier in defended.items():
         figures = measure(defended_classifier, np.asarray(defended_classifier.permutation))
         der, interval = evaluation.defense_effectiveness(no_defense, figures)
         figures["der"], figures["ci95"]["der"] = der, interval
-        results["defenses"][name] = {**figures, **costs(records["defenses"][name])}
-    write_json(work.results, results)
+        defenses[name] = {**figures, **costs(run.defenses[name].require("defend"))}
+    results = {
+        "schema": SCHEMA,
+        "settings": run.settings,
+        "environment": environment.describe(),
+        "hashes": hashes,
+        "attack": describe_attack(run),
+        "victim": costs(outcome),
+        "no_defense": no_defense,
+        "defenses": defenses,
+    }
+    write_json(run.work.results, results)
     return results
 
 
-def make_journal(settings: Mapping[str, Any], work: Workdir, record: Record, identity: dict[str, Any]) -> Journal:
-    """Returns where the training of a stage leaves its traces."""
-    run = settings["run"]
-    return Journal(record.folder / "checkpoints", work.metrics, identity, run["log_every"], run["checkpoint_minutes"])
+def predictor(classifier: Any) -> Callable[[jax.Array], jax.Array]:
+    """Compiles a classifier, defended or not; its weights are an argument, so that they are not folded into it."""
+    return functools.partial(jax.jit(lambda classifier, images: classifier(images)), classifier)
+
+
+def benign_file(run: Run) -> pathlib.Path:
+    """Where the figures of an attack's benign classifier stand."""
+    return run.attack_folder / "benign.json"
+
+
+def describe_attack(run: Run) -> dict[str, Any]:
+    """Returns how many images the attack has changed, and how good its benign classifier is, where it has one."""
+    planted = kept.load(run.attack_folder)
+    return {
+        "name": planted.attack.name,
+        "target": planted.attack.target,
+        "rate": planted.attack.rate,
+        "poisoned_images": len(planted.indices),
+        "cover_images": len(planted.cover_indices),
+        "benign_classifier": read_json(benign_file(run)) if benign_file(run).exists() else None,
+    }
+
+
+def make_journal(run: Run, folder: pathlib.Path, identity: dict[str, Any]) -> Journal:
+    """Returns where a training leaves its traces."""
+    section = run.settings["run"]
+    return Journal(
+        folder / "checkpoints", run.work.metrics, identity, section["log_every"], section["checkpoint_minutes"]
+    )
 
 
 _COSTS = ("train_seconds", "train_images_per_second", "parameters")
@@ -245,16 +302,15 @@ _COSTS = ("train_seconds", "train_images_per_second", "parameters")
 
 def cost(outcome: Outcome) -> dict[str, Any]:
     """Returns what a training cost."""
-    return dict(
-        zip(_COSTS, (outcome.seconds, outcome.images_per_second, count_parameters(outcome.state.params)), strict=True)
-    )
+    values = (outcome.seconds, outcome.images_per_second, count_parameters(outcome.state.params))
+    return dict(zip(_COSTS, values, strict=True))
 
 
-def costs(record: Record) -> dict[str, Any]:
-    """Returns what the training of a stage cost, from its record."""
-    return {name: record.outcome[name] for name in _COSTS}
+def costs(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a stage's training cost, from what its record says."""
+    return {name: outcome[name] for name in _COSTS}
 
 
-def parts_of(defended) -> dict[str, Any]:
+def parts_of(defended: Any) -> dict[str, Any]:
     """Returns what a defense has learned and drawn, for its hash."""
     return {"unet_variables": defended.unet_variables, "permutation": defended.permutation}

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from refine_jax import networks
@@ -21,6 +22,15 @@ from refine_jax.training.checkpoints import Checkpoints
 from refine_jax.training.compilation import compile_training
 from refine_jax.training.optimizer import create_optimizer, create_schedule
 from refine_jax.training.state import TrainState, create_train_state
+
+
+def train_benign(
+    dataset: Dataset, settings: Mapping[str, Any], seed: int, journal: loop.Journal | None = None
+) -> loop.Outcome:
+    """Trains a classifier as `train` does, but on clean images; for attacks that need one."""
+    none = np.empty(0, np.int32)
+    clean = Poisoned(dataset.train.images, dataset.train.labels, none, none)
+    return _train("benign", dataset, clean, lambda images, poisoned, key: images, settings, seed, journal)
 
 
 def train(
@@ -44,24 +54,28 @@ def train(
     Returns:
         The trained state; `to_classifier` makes a classifier of it.
     """
+    return _train("victim", dataset, poisoned, attack.augment, settings, seed, journal)
+
+
+def _train(stage, dataset, poisoned, augment, settings, seed, journal) -> loop.Outcome:
     network = networks.build(settings["name"], dataset.num_classes, **network_options(settings, dataset.image_size))
-    feed = Feed(len(poisoned.labels), settings["batch_size"], named_key(seed, "victim/order"), keep_last=True)
+    feed = Feed(len(poisoned.labels), settings["batch_size"], named_key(seed, f"{stage}/order"), keep_last=True)
     schedule = create_schedule(settings, feed.steps_per_epoch)
     optimizer = create_optimizer(settings, schedule)
-    state = create_train_state(network, optimizer, named_key(seed, "victim/weights"), dataset.image_size)
+    state = create_train_state(network, optimizer, named_key(seed, f"{stage}/weights"), dataset.image_size)
     data = {
         "images": jnp.asarray(poisoned.images),  # uint8 [N, H, W, 3]
         "labels": jnp.asarray(poisoned.labels),  # [N]
         "is_poisoned": jnp.zeros(len(poisoned.labels), bool).at[poisoned.indices].set(True),  # [N]
         "mean": jnp.asarray(dataset.mean),
         "std": jnp.asarray(dataset.std),
-        "key": named_key(seed, "victim/augmentation"),
+        "key": named_key(seed, f"{stage}/augmentation"),
     }
 
     def train_step(state: TrainState, data, indices):
         attack_key, flip_key, dropout_key = jax.random.split(named_key(data["key"], state.step), 3)
         images = data["images"][indices].astype(jnp.float32) / 255  # [B, H, W, 3]
-        images = attack.augment(images, data["is_poisoned"][indices], attack_key)
+        images = augment(images, data["is_poisoned"][indices], attack_key)
         images = (random_flip(images, flip_key) - data["mean"]) / data["std"]
         labels = data["labels"][indices]
 
@@ -81,7 +95,7 @@ def train(
         return state.updated(optimizer, gradients, batch_stats), {"loss": loss, "accuracy": accuracy}
 
     step = compile_training(train_step, donate_argnums=0)
-    return loop.fit("victim", step, state, data, feed, schedule, journal)
+    return loop.fit(stage, step, state, data, feed, schedule, journal)
 
 
 def load(checkpoints: pathlib.Path) -> dict[str, Any]:

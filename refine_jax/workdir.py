@@ -85,6 +85,19 @@ class Record:
         """What the stage has come to, None as long as it has not."""
         return self._kept["outcome"] if self._kept else None
 
+    def require(self, stage: str) -> dict[str, Any]:
+        """Returns the outcome.
+
+        Args:
+            stage: That comes to it, for the error.
+
+        Raises:
+            WorkdirError: The stage has not come to its end.
+        """
+        if self.outcome is None:
+            raise WorkdirError(f"{self.folder} holds nothing finished: stage {stage!r} does that")
+        return self.outcome
+
     def adopt(self, field: str) -> None:
         """Takes one of the settings from the record itself, so that it makes no difference."""
         if self._kept:

@@ -1,8 +1,9 @@
 """An attack in a folder: what was drawn is written once and is what every later stage uses."""
 
+import dataclasses
 import pathlib
-from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from refine_jax.attacks import registry
@@ -11,7 +12,49 @@ from refine_jax.attacks.trigger import Attack
 from refine_jax.errors import WorkdirError
 from refine_jax.files import hash_arrays, read_json, write_arrays, write_json
 
-_INDICES = ("indices", "cover_indices")
+_DESCRIPTION, _ARRAYS = "attack.json", "arrays.npz"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kept:
+    """An attack as it lies in a folder.
+
+    Attributes:
+        attack: Rebuilt; nothing about it was drawn anew.
+        indices: Of the poisoned images. [P]
+        cover_indices: Of the cover images. [C]
+        images: What the poisoned images became, where making them again would take long; else None. uint8
+            [P, H, W, 3]
+        sha256: Of everything that was drawn.
+    """
+
+    attack: Attack
+    indices: np.ndarray
+    cover_indices: np.ndarray
+    images: np.ndarray | None
+    sha256: str
+
+    def poison(self, images: np.ndarray, labels: np.ndarray, key: jax.Array) -> Poisoned:
+        """Makes the poisoned training set again of which this was kept.
+
+        Args:
+            images: The clean ones. uint8 [N, H, W, 3]
+            labels: Integers [N]
+            key: That it was poisoned with.
+
+        Raises:
+            WorkdirError: Other images would be poisoned now.
+        """
+        if self.images is None:
+            poisoned = self.attack.poison(images, labels, key)
+        else:
+            changed = np.array(images)
+            changed[self.indices] = self.images
+            poisoned = Poisoned(changed, np.array(labels), self.indices, self.cover_indices)
+        for name in ("indices", "cover_indices"):
+            if not np.array_equal(getattr(poisoned, name), getattr(self, name)):
+                raise WorkdirError(f"the {name} that were kept of attack {self.attack.name} are not those drawn now")
+        return poisoned
 
 
 def save(folder: pathlib.Path, attack: Attack, poisoned: Poisoned) -> None:
@@ -20,42 +63,40 @@ def save(folder: pathlib.Path, attack: Attack, poisoned: Poisoned) -> None:
     Args:
         folder: Made where it is not there.
         attack: Its description and arrays are kept.
-        poisoned: Its indices are kept, not its images.
+        poisoned: Its indices are kept; its poisoned images only where a classifier had to be trained for them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {f"attack/{name}": np.asarray(value) for name, value in attack.arrays.items()}
-    arrays |= {name: getattr(poisoned, name) for name in _INDICES}
-    write_arrays(folder / "arrays.npz", arrays)
+    arrays |= {"indices": poisoned.indices, "cover_indices": poisoned.cover_indices}
+    if attack.needs_classifier:
+        arrays["images"] = poisoned.images[poisoned.indices]
+    write_arrays(folder / _ARRAYS, arrays)
     # Written last: without it, the folder does not count as holding an attack.
-    write_json(folder / "attack.json", {**registry.describe(attack), "sha256": hash_arrays(arrays)})
+    write_json(folder / _DESCRIPTION, {**registry.describe(attack), "sha256": hash_arrays(arrays)})
 
 
-class Kept(NamedTuple):
-    """An attack as it lies in a folder, and the SHA-256 of everything that was drawn."""
-
-    attack: Attack
-    indices: np.ndarray
-    cover_indices: np.ndarray
-    sha256: str
+def is_saved(folder: pathlib.Path) -> bool:
+    """Returns whether a folder holds an attack."""
+    return (folder / _DESCRIPTION).exists()
 
 
-def load(folder: pathlib.Path) -> Kept | None:
-    """Reads what `save` wrote; None where nothing was saved.
+def load(folder: pathlib.Path) -> Kept:
+    """Reads what `save` wrote.
 
     Raises:
-        WorkdirError: The arrays are not those that were written.
+        WorkdirError: There is no attack, or its arrays are not those that were written.
     """
-    if not (folder / "attack.json").exists():
-        return None
-    description = read_json(folder / "attack.json")
+    if not is_saved(folder):
+        raise WorkdirError(f"{folder} holds no attack: {folder / _DESCRIPTION} is missing")
+    description = read_json(folder / _DESCRIPTION)
     wanted = description.pop("sha256")
     try:
-        with np.load(folder / "arrays.npz", allow_pickle=False) as file:
+        with np.load(folder / _ARRAYS, allow_pickle=False) as file:
             arrays = dict(file)
     except (OSError, ValueError, EOFError) as error:
-        raise WorkdirError(f"{folder / 'arrays.npz'} cannot be read: {error}") from error
+        raise WorkdirError(f"{folder / _ARRAYS} cannot be read: {error}") from error
     if hash_arrays(arrays) != wanted:
-        raise WorkdirError(f"{folder / 'arrays.npz'} is not what was written: its SHA-256 is not that of attack.json")
-    indices = {name: arrays.pop(name) for name in _INDICES}
-    drawn = {name.removeprefix("attack/"): value for name, value in arrays.items()}
-    return Kept(registry.rebuild(description, drawn), **indices, sha256=wanted)
+        raise WorkdirError(f"{folder / _ARRAYS} is not what was written: its SHA-256 is not that of {_DESCRIPTION}")
+    drawn = {name.removeprefix("attack/"): value for name, value in arrays.items() if name.startswith("attack/")}
+    attack = registry.rebuild(description, drawn)
+    return Kept(attack, arrays["indices"], arrays["cover_indices"], arrays.get("images"), wanted)

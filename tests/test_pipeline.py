@@ -1,0 +1,208 @@
+"""The stages of a run, from images to results.json, with networks and images small enough to compile at once."""
+
+import functools
+import json
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from refine_jax import pipeline, settings, victim
+from refine_jax.attacks import kept
+from refine_jax.datasets import registry as datasets
+from refine_jax.datasets.images import Dataset, Split
+from refine_jax.errors import RefineError, WorkdirError
+from refine_jax.networks import registry as networks
+
+K, SIDE = 4, 16
+
+
+class Tiny(nn.Module):
+    """A linear classifier of the image at quarter size."""
+
+    num_classes: int
+    width: int = 1
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        small = nn.avg_pool(images, (4, 4), strides=(4, 4))
+        return nn.Dense(self.num_classes)(small.reshape(len(images), -1))
+
+
+def split(count, seed):
+    """Images whose class is the quarter that is bright."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, K, count).astype(np.int32)
+    images = rng.integers(0, 90, (count, SIDE, SIDE, 3))
+    for image, label in zip(images, labels, strict=True):
+        top, left = divmod(int(label), 2)
+        image[8 * top : 8 * top + 8, 8 * left : 8 * left + 8] += 120
+    return Split(images.astype(np.uint8), labels)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    made = Dataset("made", split(96, 0), split(50, 1), tuple("abcd"), (0.5,) * 3, (0.25,) * 3)
+    monkeypatch.setitem(networks.NETWORKS, "tiny", functools.partial(Tiny))
+    monkeypatch.setitem(datasets.DATASETS, "made", lambda **_: made)
+    return made
+
+
+def config(**changed):
+    """A configuration; `changed` has dots as two underscores."""
+    small = settings.default()
+    small.dataset.name, small.victim.name = "made", "tiny"
+    small.victim.epochs, small.victim.batch_size = 4, 16
+    small.defense.epochs, small.defense.batch_size, small.defense.width, small.defense.depth = 1, 32, 2, 1
+    small.run.log_every = 1
+    for name, value in changed.items():
+        section, field = name.split("__") if "__" in name else (None, name)
+        setattr(small[section] if section else small, field, value)
+    return small
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("run") / "work"
+
+
+@pytest.fixture
+def done(folder):
+    """A whole run, made once; tests that change it work on a copy."""
+    return pipeline.run(config(), str(folder))
+
+
+def copied(folder, tmp_path):
+    import shutil
+
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_everything_lies_where_it_should(done, folder, tiny):
+    assert json.loads((folder / "results.json").read_text()) == done
+    assert json.loads((folder / "settings.json").read_text()) == done["settings"]
+    assert done["schema"] == 1
+    assert {"jax", "commit", "device"} <= {*done["environment"]}
+    refine = done["defenses"]["refine"]
+    assert {"ba", "asr", "asr_all", "mapped_asr", "ra", "der", "counts", "ci95"} <= {*refine}
+    assert {"train_seconds", "train_images_per_second", "parameters"} <= {*refine}
+    # The whole test set, the last partial batch too.
+    others = int((tiny.test.labels != 0).sum())
+    for figures in (done["no_defense"], refine):
+        assert figures["counts"]["ba"][1] == figures["counts"]["asr_all"][1] == len(tiny.test)
+        assert figures["counts"]["asr"][1] == figures["counts"]["ra"][1] == others
+    with Image.open(folder / "attack" / "contact_sheet.png") as sheet:
+        assert sheet.width > 3 * SIDE
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["stage"] == "victim"] == [*range(1, 25)]
+    assert [row["step"] for row in rows if row["stage"] == "refine"] == [1, 2, 3]
+
+
+def test_what_is_done_is_not_done_again(done, folder, monkeypatch):
+    monkeypatch.setattr(victim, "train", None)
+    monkeypatch.setattr(pipeline, "DEFENSES", {"refine": pipeline.DEFENSES["refine"]})
+    monkeypatch.setattr(pipeline.DEFENSES["refine"], "fit", None)
+    assert pipeline.run(config(), str(folder)) == done
+
+
+def test_the_same_settings_give_the_same_run(done, tmp_path):
+    again = pipeline.run(config(), str(tmp_path))
+    assert again["hashes"] == done["hashes"]
+    assert again["no_defense"] == done["no_defense"]
+    other = pipeline.run(config(seed=1), str(tmp_path / "other"))
+    assert not {*other["hashes"].values()} & {*done["hashes"].values()}
+
+
+def test_other_settings_are_refused_by_name_and_deleted_on_demand(done, folder, tmp_path):
+    work = copied(folder, tmp_path)
+    with pytest.raises(WorkdirError, match=r"stage 'defend \(refine\)'.*defense.sup_weight: 0.1 -> 0.2"):
+        pipeline.run(config(defense__sup_weight=0.2), str(work))
+    with pytest.raises(WorkdirError, match=r"stage 'victim'.*attack.target: 0 -> 2"):
+        pipeline.run(config(attack__target=2), str(work))
+    assert json.loads((work / "results.json").read_text()) == done  # nothing was touched
+
+    changed = pipeline.run(config(defense__sup_weight=0.2), str(work), overwrite=True)
+    assert changed["hashes"]["victim"] == done["hashes"]["victim"]
+    assert changed["hashes"]["refine"] != done["hashes"]["refine"]
+    changed = pipeline.run(config(attack__target=2), str(work), overwrite=True)
+    assert changed["attack"]["target"] == 2
+    assert not {*changed["hashes"].values()} & {*done["hashes"].values()}
+
+
+def test_many_defenses_share_one_victim(done, folder, tmp_path):
+    settings = config(seed=7, victim__workdir=str(folder))
+    shared = pipeline.run(settings, str(tmp_path))
+    assert shared["no_defense"] == done["no_defense"]
+    assert {name: shared["hashes"][name] for name in ("attack", "victim")} == {
+        name: done["hashes"][name] for name in ("attack", "victim")
+    }
+    assert shared["hashes"]["refine"] != done["hashes"]["refine"]  # the seed is the defense's
+    assert not (tmp_path / "victim").exists()
+    with pytest.raises(WorkdirError, match=r"stage 'victim'.*victim.epochs: 4 -> 5"):
+        pipeline.run(config(victim__workdir=str(folder), victim__epochs=5), str(tmp_path / "x"), overwrite=True)
+    assert (folder / "results.json").exists()
+    with pytest.raises(WorkdirError, match="stage 'victim' does that"):
+        pipeline.run(config(victim__workdir=str(tmp_path / "empty")), str(tmp_path / "y"))
+
+
+def test_what_was_altered_is_noticed(done, folder, tmp_path):
+    work = copied(folder, tmp_path)
+    (work / "results.json").unlink()
+    with np.load(work / "attack" / "arrays.npz") as file:
+        arrays = dict(file)
+    np.savez_compressed(work / "attack" / "arrays.npz", **{**arrays, "indices": arrays["indices"][::-1]})
+    with pytest.raises(WorkdirError, match="SHA-256"):
+        pipeline.run(config(), str(work))
+
+    stage = work / "victim" / "stage.json"
+    stage.write_text(stage.read_text().replace(done["hashes"]["victim"], "0" * 64))
+    np.savez_compressed(work / "attack" / "arrays.npz", **arrays)
+    with pytest.raises(WorkdirError, match=r"weights in .*victim.*checkpoints are not those"):
+        pipeline.run(config(), str(work))
+
+
+def test_the_defense_never_reads_a_label(done, folder, tiny, tmp_path, monkeypatch):
+    wrong = Split(tiny.train.images, np.roll(tiny.train.labels, 1))
+    shuffled = Dataset("made", wrong, tiny.test, tiny.class_names, tiny.mean, tiny.std)
+    monkeypatch.setitem(datasets.DATASETS, "made", lambda **_: shuffled)
+    again = pipeline.run(config(victim__workdir=str(folder)), str(tmp_path))
+    assert again["hashes"]["refine"] == done["hashes"]["refine"]
+
+
+def test_stages_one_by_one(done, tmp_path):
+    with pytest.raises(WorkdirError, match="stage 'victim' does that"):
+        pipeline.run(config(), str(tmp_path), ["defend"])
+    assert pipeline.run(config(), str(tmp_path), ["victim"]) is None
+    with pytest.raises(WorkdirError, match="stage 'defend' does that"):
+        pipeline.run(config(), str(tmp_path), ["evaluate"])
+    assert pipeline.run(config(), str(tmp_path), ["defend"]) is None
+    assert pipeline.run(config(), str(tmp_path), ["evaluate"])["hashes"] == done["hashes"]
+    with pytest.raises(RefineError, match=r"stages = 'fit': allowed: victim, defend, evaluate"):
+        pipeline.run(config(), str(tmp_path), ["fit"])
+
+
+def test_an_attack_that_needs_a_benign_classifier_gets_one_and_keeps_its_images(tiny, tmp_path, monkeypatch):
+    settings = config()
+    settings.attack.name, settings.attack.label_consistent.steps = "label_consistent", 2
+    results = pipeline.run(settings, str(tmp_path))
+    benign = results["attack"]["benign_classifier"]
+    assert benign["counts"]["ba"][1] == len(tiny.test)
+    assert 0.5 < benign["ba"] <= 1
+    planted = kept.load(tmp_path / "attack")
+    assert (tiny.train.labels[planted.indices] == 0).all()
+    assert planted.images.shape == (len(planted.indices), SIDE, SIDE, 3)
+    assert not (tmp_path / "attack" / "adversarial").exists()
+
+    # A victim that is trained again meets the images that were kept; the benign classifier is not asked again.
+    monkeypatch.setattr(victim, "train_benign", None)
+    key = jax.random.key(0)
+    poisoned = planted.poison(tiny.train.images, tiny.train.labels, key)
+    np.testing.assert_array_equal(poisoned.labels, tiny.train.labels)
+    changed = (poisoned.images != tiny.train.images).any(axis=(1, 2, 3))
+    np.testing.assert_array_equal(np.flatnonzero(changed), planted.indices)
+    stage = tmp_path / "victim" / "stage.json"
+    record = json.loads(stage.read_text())
+    stage.write_text(json.dumps({**record, "outcome": None}))
+    assert pipeline.run(settings, str(tmp_path))["hashes"] == results["hashes"]
