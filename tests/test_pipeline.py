@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import flax.linen as nn
 import jax
@@ -75,8 +76,6 @@ def done(folder):
 
 
 def copied(folder, tmp_path):
-    import shutil
-
     return shutil.copytree(folder, tmp_path / "copy")
 
 
@@ -128,7 +127,7 @@ def test_other_settings_are_refused_by_name_and_deleted_on_demand(done, folder, 
     assert changed["hashes"]["refine"] != done["hashes"]["refine"]
     changed = pipeline.run(config(attack__target=2), str(work), overwrite=True)
     assert changed["attack"]["target"] == 2
-    assert not {*changed["hashes"].values()} & {*done["hashes"].values()}
+    assert not {changed["hashes"][name] for name in ("victim", "refine")} & {*done["hashes"].values()}
 
 
 def test_many_defenses_share_one_victim(done, folder, tmp_path):
