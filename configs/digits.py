@@ -14,13 +14,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.dataset.name = "digits"
 
     config.victim.width = 16
-    config.victim.epochs = 20
+    config.victim.epochs = 12
     config.victim.batch_size = 64
     config.victim.schedule = "one_cycle"
     config.victim.learning_rate = 0.1
 
     config.defense.width = 16
-    config.defense.epochs = 60
+    config.defense.epochs = 40
     config.defense.batch_size = 64
     config.defense.optimizer = "adam"
     config.defense.schedule = "one_cycle"
