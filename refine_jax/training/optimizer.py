@@ -1,11 +1,13 @@
 """Optimizers and learning rates, from the settings of a training."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from refine_jax.errors import SettingError, choose
@@ -55,7 +57,14 @@ class Schedule:
 
     def at_step(self, step: int) -> float:
         """Returns the rate of step `step` as a number of the host's."""
-        return float(self(step)) if self.kind == "one_cycle" else self.at_epoch(step // self.steps_per_epoch)
+        if self.kind == "one_cycle":
+            return float(self._all_rates[step])
+        return self.at_epoch(step // self.steps_per_epoch)
+
+    @functools.cached_property
+    def _all_rates(self) -> np.ndarray:
+        """The rate of every step, computed at once: one by one, logging them would take as long as a small step."""
+        return np.asarray(self(jnp.arange(self.epochs * self.steps_per_epoch)))
 
     def at_epoch(self, epoch: int) -> float:
         """Returns the rate of 0-based epoch `epoch` of a 'multistep' schedule.
