@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -64,7 +65,7 @@ class Schedule:
     @functools.cached_property
     def _all_rates(self) -> np.ndarray:
         """The rate of every step, computed at once: one by one, logging them would take as long as a small step."""
-        return np.asarray(self(jnp.arange(self.epochs * self.steps_per_epoch)))
+        return np.asarray(jax.vmap(self)(jnp.arange(self.epochs * self.steps_per_epoch)))
 
     def at_epoch(self, epoch: int) -> float:
         """Returns the rate of 0-based epoch `epoch` of a 'multistep' schedule.
