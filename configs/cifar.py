@@ -28,10 +28,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 def _make_small(config: ml_collections.ConfigDict) -> None:
     config.victim.width = 16
-    config.victim.epochs = 8
+    config.victim.epochs = 4
     config.victim.schedule = "one_cycle"
     config.defense.width = 16
-    config.defense.epochs = 5
+    config.defense.epochs = 3
     config.defense.batch_size = 64
     config.defense.schedule = "one_cycle"
     config.defense.optimizer = "adam"
