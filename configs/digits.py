@@ -1,6 +1,8 @@
 """The demo: REFINE on scikit-learn's 1,797 handwritten digits, 16 x 16, in minutes on two cores and without a network.
 
     python launch.py --config=configs/digits.py --workdir=runs/digits
+
+What it gives, over three seeds, stands in results/digits/.
 """
 
 import ml_collections
@@ -9,18 +11,18 @@ from refine_jax import settings
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Returns the setting whose figures stand in results/digits/."""
+    """Returns the setting."""
     config = settings.default()
     config.dataset.name = "digits"
 
     config.victim.width = 16
-    config.victim.epochs = 12
+    config.victim.epochs = 18
     config.victim.batch_size = 64
     config.victim.schedule = "one_cycle"
     config.victim.learning_rate = 0.1
 
     config.defense.width = 16
-    config.defense.epochs = 40
+    config.defense.epochs = 30
     config.defense.batch_size = 64
     config.defense.optimizer = "adam"
     config.defense.schedule = "one_cycle"

@@ -25,7 +25,7 @@ from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.images import Dataset
 from refine_jax.defenses.registry import DEFENSES
-from refine_jax.errors import WorkdirError, choose
+from refine_jax.errors import SettingError, WorkdirError, choose
 from refine_jax.files import hash_arrays, read_json, write_json
 from refine_jax.training.loop import Journal, Outcome
 from refine_jax.training.state import count_parameters
@@ -83,7 +83,9 @@ def run(
     work = Workdir(workdir)
     dataset = load_dataset(settings)
     settings_lib.check(settings, dataset)
+    victim.check(settings["victim"], dataset)
     attack = build_attack(settings, dataset)
+    attack.check(dataset.train.labels)
     this = Run(settings, dataset, work, *open_records(settings, work, overwrite=overwrite))
     work.create()
     write_json(work.settings, settings)
@@ -137,7 +139,8 @@ def open_records(settings: Mapping[str, Any], work: Workdir, *, overwrite: bool)
         # The seed of this run is the defense's: many may share one victim.
         record.adopt("seed")
         record.admit("victim", overwrite=False)
-        record.require("victim")
+        if record.outcome is None:
+            raise SettingError("victim.workdir", borrowed, "the working directory of a run whose victim is trained")
     elif record.admit("victim", overwrite=overwrite):
         work.clear()
 
@@ -146,7 +149,8 @@ def open_records(settings: Mapping[str, Any], work: Workdir, *, overwrite: bool)
     for name in settings["defense"]["names"]:
         made_from = {"seed": settings["seed"], "defense": section, "victim_stage": record.settings}
         defenses[name] = Record(work.defense(name), made_from)
-        defenses[name].admit(f"defend ({name})", overwrite=overwrite)
+        if defenses[name].admit(f"defend ({name})", overwrite=overwrite):
+            work.results.unlink(missing_ok=True)
     return record, defenses
 
 

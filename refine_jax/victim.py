@@ -24,6 +24,21 @@ from refine_jax.training.optimizer import create_optimizer, create_schedule
 from refine_jax.training.state import TrainState, create_train_state
 
 
+def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
+    """Refuses a network that cannot take these images, without making it.
+
+    Args:
+        settings: The section 'victim' of the configuration.
+        dataset: Whose images it would be shown.
+
+    Raises:
+        SettingError: The images are too small or too large for it.
+    """
+    network = networks.build(settings["name"], dataset.num_classes, **network_options(settings, dataset.image_size))
+    images = jax.ShapeDtypeStruct((1, *dataset.image_size, 3), jnp.float32)
+    jax.eval_shape(network.init, jax.random.key(0), images)
+
+
 def train_benign(
     dataset: Dataset, settings: Mapping[str, Any], seed: int, journal: loop.Journal | None = None
 ) -> loop.Outcome:

@@ -56,10 +56,11 @@ class Workdir:
             raise WorkdirError(f"the working directory {self.root} cannot be written to: {error.strerror}") from error
 
     def clear(self) -> None:
-        """Deletes what was made from the victim."""
+        """Deletes what was made with the victim and from it."""
         for folder in (self.attack, self.root / "defense"):
             shutil.rmtree(folder, ignore_errors=True)
-        self.results.unlink(missing_ok=True)
+        for file in (self.metrics, self.results):
+            file.unlink(missing_ok=True)
 
 
 class Record:

@@ -14,7 +14,7 @@ from refine_jax import pipeline, settings, victim
 from refine_jax.attacks import kept
 from refine_jax.datasets import registry as datasets
 from refine_jax.datasets.images import Dataset, Split
-from refine_jax.errors import RefineError, WorkdirError
+from refine_jax.errors import RefineError, SettingError, WorkdirError
 from refine_jax.networks import registry as networks
 
 K, SIDE = 4, 16
@@ -122,6 +122,8 @@ def test_other_settings_are_refused_by_name_and_deleted_on_demand(done, folder, 
         pipeline.run(config(attack__target=2), str(work))
     assert json.loads((work / "results.json").read_text()) == done  # nothing was touched
 
+    assert pipeline.run(config(defense__sup_weight=0.3), str(work), ["victim"], overwrite=True) is None
+    assert not (work / "results.json").exists()  # is of a defense that is not there any more
     changed = pipeline.run(config(defense__sup_weight=0.2), str(work), overwrite=True)
     assert changed["hashes"]["victim"] == done["hashes"]["victim"]
     assert changed["hashes"]["refine"] != done["hashes"]["refine"]
@@ -142,7 +144,7 @@ def test_many_defenses_share_one_victim(done, folder, tmp_path):
     with pytest.raises(WorkdirError, match=r"stage 'victim'.*victim.epochs: 4 -> 5"):
         pipeline.run(config(victim__workdir=str(folder), victim__epochs=5), str(tmp_path / "x"), overwrite=True)
     assert (folder / "results.json").exists()
-    with pytest.raises(WorkdirError, match="stage 'victim' does that"):
+    with pytest.raises(SettingError, match=r"victim.workdir = .*empty.*: allowed: .* whose victim is trained"):
         pipeline.run(config(victim__workdir=str(tmp_path / "empty")), str(tmp_path / "y"))
 
 

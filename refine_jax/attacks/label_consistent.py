@@ -43,9 +43,7 @@ def poison(
     if classifier is None:
         field = f"attack.{attack.name}.classifier"
         raise SettingError(field, None, "a benign classifier, from images in [0, 1] to logits")
-    poisoning.check_target(attack, labels)
-    candidates = np.flatnonzero(labels == attack.target)
-    indices, no_covers = poisoning.draw_indices(candidates, attack, named_key(key, "indices"))
+    indices, no_covers = poisoning.draw_indices(attack, labels, named_key(key, "indices"))
     changed, options = np.array(images), attack.options
     adversarial = perturb(
         classifier,
@@ -173,6 +171,7 @@ ATTACK = Definition(
     draw=draw,
     trigger=badnets.trigger,
     rate=0.25,
+    candidates=poisoning.target_images,
     poison=poison,
     needs_classifier=True,
 )

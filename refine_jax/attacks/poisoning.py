@@ -67,9 +67,8 @@ def dirty_label(
         Uniform over all training images, the target's own included, then the cover images from the rest: as in
         BackdoorBox, which the authors' program is built on.
     """
-    check_target(attack, labels)
     indices, covers = draw_indices(
-        np.arange(len(labels)), attack, named_key(key, "indices"), int_share(len(labels), cover_rate(attack))
+        attack, labels, named_key(key, "indices"), int_share(len(labels), cover_rate(attack))
     )
     changed, new_labels = np.array(images), np.array(labels)
     changed[indices] = plant(changed[indices], attack, named_key(key, "poisoned"))
@@ -79,24 +78,39 @@ def dirty_label(
     return Poisoned(changed, new_labels, indices, covers)
 
 
-def check_target(attack: "Attack", labels: np.ndarray) -> None:
-    """Refuses a target that is none of the classes that there are.
+def every_image(attack: "Attack", labels: np.ndarray) -> np.ndarray:
+    """Returns the indices of all images, as candidates to be poisoned."""
+    del attack
+    return np.arange(len(labels))
+
+
+def target_images(attack: "Attack", labels: np.ndarray) -> np.ndarray:
+    """Returns the indices of the target's images, as candidates to be poisoned."""
+    return np.flatnonzero(labels == attack.target)
+
+
+def check(attack: "Attack", labels: np.ndarray) -> None:
+    """Refuses an attack that cannot be planted into images of these labels.
 
     Raises:
-        SettingError: The target is above every label.
+        SettingError: The target is above every label, or the rate makes not one image of the candidates.
     """
     if len(labels) and attack.target > labels.max():
         raise SettingError("attack.target", attack.target, f"a class of these labels, 0 to {labels.max()}")
+    count = len(attack.definition.candidates(attack, labels))
+    if int_share(count, attack.rate) == 0:
+        least = f"at least {1 / count:.3g}" if count else "none"
+        raise SettingError("attack.rate", attack.rate, f"{least}, with {count} images to poison a part of")
 
 
 def draw_indices(
-    candidates: np.ndarray, attack: "Attack", key: jax.Array, cover_count: int = 0
+    attack: "Attack", labels: np.ndarray, key: jax.Array, cover_count: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws which images are poisoned, and which of the others cover that up.
+    """Draws which images are poisoned, and which of the other candidates cover that up.
 
     Args:
-        candidates: Indices of the images that may be poisoned. [M]
-        attack: Its rate is the share of the candidates.
+        attack: Tells the candidates; its rate is the share of them.
+        labels: Integers. [N]
         key: For the draw.
         cover_count: How many cover images; fewer where there are not as many left.
 
@@ -104,12 +118,11 @@ def draw_indices(
         Two sorted, disjoint int32 arrays of indices.
 
     Raises:
-        SettingError: The rate makes not one image of these candidates.
+        SettingError: See `check`.
     """
+    check(attack, labels)
+    candidates = attack.definition.candidates(attack, labels)
     count = int_share(len(candidates), attack.rate)
-    if count == 0:
-        least = f"at least {1 / len(candidates):.3g}" if len(candidates) else "none"
-        raise SettingError("attack.rate", attack.rate, f"{least}, with {len(candidates)} images to poison a part of")
     order = np.asarray(jax.random.permutation(key, len(candidates)))
     drawn = np.asarray(candidates, np.int32)[order]
     return np.sort(drawn[:count]), np.sort(drawn[count : count + cover_count])

@@ -28,7 +28,8 @@ class Definition:
         draw: (image_size (H, W), options, field, key) -> arrays. Checks the options, with errors whose fields start
             with `field` and a dot, and draws whatever is random, once.
         trigger: (images uint8 [N, H, W, 3], attack) -> uint8. What is shown at test time.
-        rate: Share of the training images that is poisoned where none is given.
+        rate: Share of the candidates that is poisoned where none is given.
+        candidates: (attack, labels [N]) -> indices of the training images that may be poisoned.
         poison: (attack, images, labels, key) -> Poisoned, with keyword arguments classifier, progress and cache
             where `needs_classifier`.
         augment: (images float [N, H, W, 3], poisoned bool [N], key, attack) -> float. Must be jittable.
@@ -39,6 +40,7 @@ class Definition:
     draw: Callable[[tuple[int, int], Mapping[str, Any], str, jax.Array], dict[str, np.ndarray]]
     trigger: Callable[[np.ndarray, "Attack"], np.ndarray]
     rate: float = 0.1
+    candidates: Callable[["Attack", np.ndarray], np.ndarray] = poisoning.every_image
     poison: Callable[..., Poisoned] = poisoning.dirty_label
     augment: Callable[[jax.Array, jax.Array, jax.Array, "Attack"], jax.Array] = no_augmentation
     needs_classifier: bool = False
@@ -72,6 +74,17 @@ class Attack:
     def needs_classifier(self) -> bool:
         """Whether `poison` wants a benign classifier."""
         return self.definition.needs_classifier
+
+    def check(self, labels: np.ndarray) -> None:
+        """Refuses training images into which it cannot be planted, before any work.
+
+        Args:
+            labels: Integers. [N]
+
+        Raises:
+            SettingError: The target is none of the classes, or the rate poisons not one image.
+        """
+        poisoning.check(self, np.asarray(labels))
 
     def trigger(self, images: np.ndarray) -> np.ndarray:
         """Shows images as the attacker does at test time.

@@ -358,11 +358,11 @@ def check(prefix: str, settings: Mapping[str, Any], num_images: int, image_size:
     """
     optimizer.check(prefix, settings)
     wanted = Objective.of(settings)
-    if wanted.temperature <= 0:
+    if not 0 < wanted.temperature < np.inf:
         raise SettingError(f"{prefix}.temperature", wanted.temperature, "a number above 0")
-    if wanted.base_temperature is not None and wanted.base_temperature < 0:
+    if wanted.base_temperature is not None and not 0 < wanted.base_temperature < np.inf:
         raise SettingError(f"{prefix}.base_temperature", wanted.base_temperature, "0 (no factor) or more")
-    if wanted.sup_weight < 0:
+    if not 0 <= wanted.sup_weight < np.inf:
         raise SettingError(f"{prefix}.sup_weight", wanted.sup_weight, "0 or more")
     if settings["width"] < 1:
         raise SettingError(f"{prefix}.width", settings["width"], "1 or more")

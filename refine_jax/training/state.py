@@ -51,8 +51,10 @@ def create_train_state(
     Returns:
         Fresh weights, statistics and optimizer state, at step 0.
     """
-    # Jitted as one program: run operation by operation, a ResNet takes many times as long to set up.
-    variables = jax.jit(network.init)(key, jnp.zeros((1, *image_size, 3)))
+    # Jitted as one program: run operation by operation, a ResNet takes many times as long to set up. It runs once,
+    # so the compiler is not asked to make it fast.
+    init = jax.jit(network.init, compiler_options={"xla_backend_optimization_level": 0})
+    variables = init(key, jnp.zeros((1, *image_size, 3)))
     params = variables["params"]
     return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))
 

@@ -105,10 +105,10 @@ def test_bfloat16_leaves_variables_and_output_in_float32():
     assert {x.dtype for x in jax.tree.leaves((variables, out, updates))} == {jnp.dtype(jnp.float32)}
     inner = jax.make_jaxpr(module.apply)(variables, images)
     convolutions = [e for e in jax.tree.leaves(inner.eqns) if e.primitive.name == "conv_general_dilated"]
-    assert convolutions and all(e.outvars[0].aval.dtype == jnp.bfloat16 for e in convolutions)
+    assert {e.outvars[0].aval.dtype for e in convolutions} == {jnp.dtype(jnp.bfloat16)}
 
 
-@pytest.mark.parametrize("height, width", [(1, 1), (1, 5), (4, 3), (7, 16)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (4, 3), (7, 16)])
 def test_upsampling(height, width):
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(0).standard_normal((2, height, width, 3)).astype(np.float32)

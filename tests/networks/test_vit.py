@@ -48,5 +48,5 @@ def test_dropout_is_drawn_from_its_key_while_training():
 def test_images_of_another_size_are_refused():
     module = networks.build("vit", 3, **SMALL)
     variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
-    with pytest.raises(SettingError, match="vit.image_size = 16.*32 x 32"):
+    with pytest.raises(SettingError, match=r"vit.image_size = 16.*32 x 32"):
         jax.eval_shape(module.apply, variables, jnp.zeros((1, 32, 32, 3)))

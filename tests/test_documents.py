@@ -1,0 +1,148 @@
+"""README.md and docs/: links lead somewhere, and flags, fields, names and files that they mention are there."""
+
+import ast
+import doctest
+import inspect
+import operator
+import pathlib
+import re
+import shlex
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+import launch
+import refine_jax
+from refine_jax import attacks, settings
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+# docs/adding_an_attack.md adds this one; tests/attacks/test_adding_an_attack.py follows the page.
+INVENTED = "sinusoid"
+
+each_page = pytest.mark.parametrize("name", PAGES)
+
+
+def blocks(text, language):
+    """Contents of the fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def spans(text):
+    """Contents of what stands between backticks in a line."""
+    return re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
+
+
+def anchor(heading):
+    """What GitHub makes of a heading: lower case, punctuation left out, hyphens for spaces."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def command_lines(text):
+    """Arguments of launch.py: of whole commands, and of flags with values between backticks."""
+    loop_variables = {"$attack": "wanet", "$seed": "1"}
+    joined = re.sub(r"\\\n\s*", "", text)
+    commands = re.findall(r"^ {4,}python launch\.py (.*)$", joined, flags=re.MULTILINE)
+    commands += [f"--config=configs/cifar.py {span}" for span in spans(text) if span.startswith("--config.")]
+    for command in dict.fromkeys(commands):
+        for variable, value in loop_variables.items():
+            command = command.replace(variable, value)
+        arguments = shlex.split(command)
+        # A field alone is checked as a field; FIELD=VALUE stands for any.
+        if INVENTED not in command and "FIELD" not in command and all("=" in argument for argument in arguments):
+            yield arguments
+
+
+def resolve(dotted):
+    """What refine_jax.a.b is, rj for short."""
+    return operator.attrgetter(dotted.partition(".")[2])(refine_jax)
+
+
+@each_page
+def test_relative_links_and_images_lead_somewhere(name):
+    folder = ROOT if name == "README.md" else ROOT / "docs"
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[name]):
+        if target.startswith("https://"):
+            continue
+        path, _, heading = target.partition("#")
+        page = folder / path if path else folder / name
+        assert page.is_file(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+            assert heading in map(anchor, headings), target
+
+
+def test_the_readme_leads_to_every_page():
+    linked = set(re.findall(r"\]\(docs/([\w.]+)\)", PAGES["README.md"]))
+    assert linked == {*PAGES} - {"README.md"}
+
+
+@each_page
+def test_flags_are_those_of_launch(name):
+    known = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(launch)}
+    assert {"config", "workdir"} <= known
+    assert set(re.findall(r"(?<![\w-])--([a-z]\w*)", PAGES[name])) <= known
+
+
+@each_page
+def test_fields_of_the_configuration_exist(name):
+    for field in re.findall(r"--config\.([a-z]\w*(?:\.\w+)*)", PAGES[name]):
+        if not field.startswith(f"attack.{INVENTED}"):
+            settings.check_field(field, "")
+
+
+COMMANDS = {f"{name}: {' '.join(line)}": line for name, text in PAGES.items() for line in command_lines(text)}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_settings_of_a_command_line_are_possible(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["launch.py", *COMMANDS[command]])  # where ml_collections looks for overrides
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    values(sys.argv)
+    settings.complete(values["config"].value)
+
+
+@each_page
+def test_dotted_names_resolve(name):
+    for dotted in re.findall(r"\b(?:rj|refine_jax)(?:\.[A-Za-z_]\w*)+", PAGES[name]):
+        resolve(dotted)
+
+
+@pytest.mark.parametrize("code", [code for text in PAGES.values() for code in blocks(text, "python")])
+def test_python_compiles_and_its_calls_fit(code):
+    # An indented block is a line of a dict.
+    for call in ast.walk(ast.parse("{" + code + "}" if code.startswith(" ") else code)):
+        if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("rj."):
+            keywords = {keyword.arg: None for keyword in call.keywords}
+            inspect.signature(resolve(ast.unparse(call.func))).bind(*call.args, **keywords)
+
+
+@pytest.mark.parametrize("session", [code for text in PAGES.values() for code in blocks(text, "pycon")])
+def test_worked_examples_come_out_as_printed(session):
+    example = doctest.DocTestParser().get_doctest(session, {}, "docs", None, None)
+    assert len(example.examples) > 1
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
+@each_page
+def test_files_that_are_mentioned_exist(name):
+    files = [
+        path for folder in ("refine_jax", "tests", "configs", "benchmarks") for path in (ROOT / folder).rglob("*")
+    ]
+    there = [f"/{path.relative_to(ROOT)}" for path in (*files, ROOT / "launch.py")]
+    for span in spans(PAGES[name]):
+        if re.fullmatch(r"[\w/]+\.py", span) and INVENTED not in span:
+            assert any(path.endswith(f"/{span}") for path in there), span
+
+
+def test_every_attack_has_a_section_that_names_its_options():
+    text = PAGES["attacks.md"]
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE))
+    assert tuple(sections) == attacks.names()
+    for name, section in sections.items():
+        assert {*attacks.options(name)} <= {*spans(section)}, name
