@@ -59,7 +59,7 @@ def test_every_network_has_names():
 
 
 @pytest.mark.parametrize(
-    "name, options",
+    ("name", "options"),
     [
         ("resnet18", {"num_classes": 10, "width": 64}),
         ("imagenet_resnet50", {"num_classes": 50, "width": 64}),
@@ -85,7 +85,7 @@ def test_options_are_inferred(name, options):
 
 
 @pytest.mark.parametrize(
-    "name, options, side",
+    ("name", "options", "side"),
     [
         ("unet", {"width": 6, "depth": 3}, 8),
         ("resnet50", {"num_classes": 3, "width": 4}, 8),

@@ -31,7 +31,7 @@ def test_halving_keeps_nan(corner):
 
 
 @pytest.mark.parametrize(
-    "layer, shape, fan_in",
+    ("layer", "shape", "fan_in"),
     [
         (layers.conv(16, 64, 3, bias=True), (1, 4, 4, 16), 144),
         (layers.linear(100, 400), (1, 100), 100),

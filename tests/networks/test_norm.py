@@ -71,7 +71,7 @@ def mapped_by_pmap(step, x):
     return jax.pmap(step, axis_name="devices")(x)
 
 
-@pytest.mark.parametrize("mapped, parts", [(mapped_by_vmap, 4), (mapped_by_pmap, jax.local_device_count())])
+@pytest.mark.parametrize(("mapped", "parts"), [(mapped_by_vmap, 4), (mapped_by_pmap, jax.local_device_count())])
 def test_statistics_are_the_global_batchs(mapped, parts):
     x = batches(1, (4 * parts, 3, 5, 6))[0]
     variables = BatchNorm().init(jax.random.key(0), x)

@@ -123,7 +123,7 @@ def test_features_and_head_make_the_whole():
 
 
 @pytest.mark.parametrize("name", ["vgg16", "densenet121"])
-@pytest.mark.parametrize("height, width", [(16, 16), (31, 32)])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (31, 32)])
 def test_small_images_are_refused(name, height, width):
     module = networks.build(name, 10)
     images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
@@ -132,19 +132,19 @@ def test_small_images_are_refused(name, height, width):
 
 
 def test_unknown_network():
-    with pytest.raises(SettingError, match="vgg16.*did you mean 'resnet18'"):
+    with pytest.raises(SettingError, match=r"vgg16.*did you mean 'resnet18'"):
         networks.build("resnet8", 10)
 
 
 def test_unknown_option():
     with pytest.raises(SettingError, match=r"resnet18\.widht = 32.*width, dtype, axis_name.*did you mean 'width'"):
         networks.build("resnet18", 10, widht=32)
-    with pytest.raises(SettingError, match="vgg16.width"):
+    with pytest.raises(SettingError, match=r"vgg16\.width"):
         networks.build("vgg16", 10, width=32)
 
 
 @pytest.mark.parametrize(
-    "name, num_classes, options, field",
+    ("name", "num_classes", "options", "field"),
     [
         ("resnet18", 0, {}, "num_classes"),
         ("resnet18", 10, {"width": 0}, "resnet18.width"),
@@ -160,7 +160,7 @@ def test_impossible_options(name, num_classes, options, field):
 
 
 @pytest.mark.parametrize(
-    "name, path, spread",
+    ("name", "path", "spread"),
     [
         # Kaiming's normal rule over outputs: sqrt(2 / (7 * 7 * 64)).
         ("imagenet_resnet18", ("conv1", "kernel"), 0.02525),

@@ -25,7 +25,7 @@ def golden_case(name):
 
 
 @pytest.mark.parametrize(
-    "name, width, depth",
+    ("name", "width", "depth"),
     [
         ("unetlittle8", 8, 4),
         ("unetlittle8_odd", 8, 4),
@@ -56,7 +56,7 @@ def test_training(name):
         np.testing.assert_allclose(after[key], value, rtol=0, atol=5e-6, err_msg=key)
 
 
-@pytest.mark.parametrize("height, width, depth", [(16, 16, 4), (17, 31, 4), (8, 9, 3), (2, 3, 1), (33, 64, 5)])
+@pytest.mark.parametrize(("height", "width", "depth"), [(16, 16, 4), (17, 31, 4), (8, 9, 3), (2, 3, 1), (33, 64, 5)])
 def test_sizes(height, width, depth):
     module = unet.UNet(width=2, depth=depth)
     images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
