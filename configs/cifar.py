@@ -27,12 +27,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def _make_small(config: ml_collections.ConfigDict) -> None:
+    # Small batches: with few epochs it is the number of steps that is short.
     config.victim.width = 16
-    config.victim.epochs = 4
+    config.victim.epochs = 2
+    config.victim.batch_size = 64
     config.victim.schedule = "one_cycle"
+    config.victim.learning_rate = 0.05
     config.defense.width = 16
-    config.defense.epochs = 3
-    config.defense.batch_size = 64
+    config.defense.epochs = 5
+    config.defense.batch_size = 32
     config.defense.schedule = "one_cycle"
     config.defense.optimizer = "adam"
     config.defense.learning_rate = 0.002
