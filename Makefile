@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/demo
 
-.PHONY: demo test check clean
+.PHONY: demo test clean
 
 # The main job on the embedded data: plant a backdoor, train the victim, defend it, measure both.
 demo: $(VENV)/ready
@@ -13,7 +13,7 @@ test: $(VENV)/ready-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # requirements.txt pins what was tried; pyproject.toml says what is needed.
 $(VENV)/ready: pyproject.toml requirements.txt
