@@ -162,7 +162,7 @@ def preparing_commands(root: pathlib.Path) -> str:
         f'import tensorflow_datasets as tfds; tfds.builder("{NAME}", '
         f'data_dir={json.dumps(str(root), ensure_ascii=False)}, file_format="{ARRAY_RECORD}").download_and_prepare()'
     )
-    install = "" if tensorflow_installed() else f"    {python} -m pip install 'refine-jax[tensorflow]'\n"
+    install = "" if tensorflow_installed() else f"    {python} -m pip install tensorflow\n"
     return f"{install}    {python} -c {shlex.quote(code)}"
 
 

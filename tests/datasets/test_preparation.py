@@ -123,7 +123,7 @@ def test_without_tensorflow_the_commands_are_given(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="TensorFlow, which is not installed") as error:
         preparation.prepare(tmp_path)
     assert_says_what_mends_it(error, tmp_path)
-    assert "pip install 'refine-jax[tensorflow]'" in str(error.value)
+    assert "pip install tensorflow" in str(error.value)
 
 
 def test_without_a_network_the_commands_are_given(tmp_path, monkeypatch):
