@@ -1,9 +1,10 @@
 """The victim: a classifier trained on a poisoned training set, as the attacker would."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +23,8 @@ from refine_jax.training.checkpoints import Checkpoints
 from refine_jax.training.compilation import compile_training
 from refine_jax.training.optimizer import create_optimizer, create_schedule
 from refine_jax.training.state import TrainState, create_train_state
+
+Augmentation = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
@@ -76,18 +79,32 @@ def _train(stage, dataset, poisoned, augment, settings, seed, journal) -> loop.O
     network = networks.build(settings["name"], dataset.num_classes, **network_options(settings, dataset.image_size))
     feed = Feed(len(poisoned.labels), settings["batch_size"], named_key(seed, f"{stage}/order"), keep_last=True)
     schedule = create_schedule(settings, feed.steps_per_epoch)
-    optimizer = create_optimizer(settings, schedule)
-    state = create_train_state(network, optimizer, named_key(seed, f"{stage}/weights"), dataset.image_size)
+    tx = create_optimizer(settings, schedule)
+    state = create_train_state(network, tx, named_key(seed, f"{stage}/weights"), dataset.image_size)
     data = {
-        "images": jnp.asarray(poisoned.images),  # uint8 [N, H, W, 3]
-        "labels": jnp.asarray(poisoned.labels),  # [N]
-        "is_poisoned": jnp.zeros(len(poisoned.labels), bool).at[poisoned.indices].set(True),  # [N]
+        "images": jnp.asarray(poisoned.images),
+        "labels": jnp.asarray(poisoned.labels),
+        "is_poisoned": jnp.zeros(len(poisoned.labels), bool).at[poisoned.indices].set(True),
         "mean": jnp.asarray(dataset.mean),
         "std": jnp.asarray(dataset.std),
         "key": named_key(seed, f"{stage}/augmentation"),
     }
+    step = compile_training(train_step(network, tx, augment), donate_argnums=0)
+    return loop.fit(stage, step, state, data, feed, schedule, journal)
 
-    def train_step(state: TrainState, data, indices):
+
+def train_step(network: nn.Module, tx: optax.GradientTransformation, augment: Augmentation):
+    """Returns the function (state, data, indices [B]) -> (state, metrics) that trains a classifier by one batch.
+
+    Args:
+        network: Of the classifier.
+        tx: The optimizer.
+        augment: (images float [B, H, W, 3], poisoned bool [B], key) -> images; before the flips.
+
+    `data` holds 'images' uint8 [N, H, W, 3], 'labels' [N], 'is_poisoned' [N], 'mean' and 'std' [3], and 'key'.
+    """
+
+    def step(state: TrainState, data: Mapping[str, Any], indices: jax.Array):
         attack_key, flip_key, dropout_key = jax.random.split(named_key(data["key"], state.step), 3)
         images = data["images"][indices].astype(jnp.float32) / 255  # [B, H, W, 3]
         images = augment(images, data["is_poisoned"][indices], attack_key)
@@ -107,10 +124,9 @@ def _train(stage, dataset, poisoned, augment, settings, seed, journal) -> loop.O
             return loss, (changed.get("batch_stats", {}), accuracy)
 
         (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        return state.updated(optimizer, gradients, batch_stats), {"loss": loss, "accuracy": accuracy}
+        return state.updated(tx, gradients, batch_stats), {"loss": loss, "accuracy": accuracy}
 
-    step = compile_training(train_step, donate_argnums=0)
-    return loop.fit(stage, step, state, data, feed, schedule, journal)
+    return step
 
 
 def load(checkpoints: pathlib.Path) -> dict[str, Any]:
