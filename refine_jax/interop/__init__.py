@@ -1,3 +1,4 @@
 """Weights of other frameworks."""
 
+from refine_jax.interop import torch_file as torch_file
 from refine_jax.interop import torch_weights as torch_weights

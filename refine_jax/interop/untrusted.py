@@ -15,6 +15,7 @@ MAX_PICKLE_BYTES = 128 * MIB
 MAX_OBJECT_BYTES = 512 * MIB
 MAX_HEADER_BYTES = 8 * MIB
 MAX_ENTRIES = 100_000
+MAX_DIRECTORY_BYTES = 16 * MIB
 MAX_NESTING = 100
 # Values and bytes that writing the outcome out would take, shared containers and arrays counted at each place.
 MAX_VALUES = 10_000_000
@@ -90,7 +91,7 @@ def shown(value: Any) -> str:
     if value is not None and not isinstance(value, str | bytes | bool | int | float):
         return f"a {type(value).__name__}"
     if isinstance(value, str | bytes) and len(value) > 100:
-        return f"{ascii(value[:100])}..."
+        return f"{value[:100]!a}..."
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of {value.bit_length()} bits"
     return ascii(value)
