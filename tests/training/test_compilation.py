@@ -34,6 +34,15 @@ def test_an_option_that_is_not_known_is_left_out_and_said(monkeypatch, caplog):
     assert compilation.compile_training(lambda x: x + 1)(1) == 2
 
 
+def test_float64_goes_without(monkeypatch):
+    monkeypatch.setitem(compilation._OPTIONS, jax.default_backend(), {"xla_no_such_option": "1"})
+    monkeypatch.setattr(compilation, "compiler_options", compilation._OPTIONS.get)  # as if this version knew it
+    with jax.enable_x64(True):
+        assert compilation.compile_training(lambda x: x + 1)(1.0).dtype == jnp.float64
+    with pytest.raises(Exception, match="xla_no_such_option"):
+        compilation.compile_training(lambda x: x + 1)(1.0)
+
+
 def test_a_compiled_function_computes_the_same_and_may_donate():
     def step(state, images):
         gradient = jax.grad(lambda kernel: (jax.lax.conv(images, kernel, (1, 1), "SAME") ** 2).sum())(state)
