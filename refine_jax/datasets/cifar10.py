@@ -4,8 +4,8 @@ import io
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -27,7 +27,6 @@ STD = (0.2023, 0.1994, 0.2010)
 _PER_CLASS = {"train": 5_000, "test": 1_000}
 _IMAGE_SHAPE = (32, 32, 3)
 _FEATURES = ("id", "image", "label")
-_READ_AT_ONCE = 1_000
 
 
 def load(*, data_dir: str | os.PathLike | None = None, cache_dir: str | os.PathLike | None = None) -> Dataset:
@@ -136,7 +135,7 @@ def _decode_split(builder: "tfds.core.DatasetBuilder", split: str, per_class: in
     row = 0
     for shard in range(info.num_shards):
         try:
-            for example in _examples(builder, f"{split}[{shard}shard]"):
+            for example in preparation.examples(builder, f"{split}[{shard}shard]"):
                 images[row] = np.asarray(Image.open(io.BytesIO(example["image"])))
                 labels[row], ids[row] = example["label"], example["id"]
                 row += 1
@@ -152,16 +151,3 @@ def _decode_split(builder: "tfds.core.DatasetBuilder", split: str, per_class: in
     if counts.tolist() != [per_class] * len(CLASS_NAMES):
         raise DataError(f"{directory} has {counts.tolist()} {split} images by class; expected: {per_class:,} of each")
     return images[order], labels[order]
-
-
-def _examples(builder: "tfds.core.DatasetBuilder", split: str) -> Iterator[dict[str, Any]]:
-    """Yields {'id', 'image': the bytes of a PNG, 'label'} in the order of the files."""
-    import tensorflow_datasets as tfds
-
-    decoders = {"image": tfds.decode.SkipDecoding()}  # TFDS's own decoding is slower, and wants OpenCV
-    if preparation.ARRAY_RECORD in {file_format.value for file_format in builder.info.available_file_formats()}:
-        source = builder.as_data_source(split, decoders=decoders)
-        for start in range(0, len(source), _READ_AT_ONCE):
-            yield from source.__getitems__(range(start, min(start + _READ_AT_ONCE, len(source))))
-    else:
-        yield from tfds.as_numpy(builder.as_dataset(split=split, decoders=decoders))

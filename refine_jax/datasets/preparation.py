@@ -1,6 +1,7 @@
 """Where TensorFlow Datasets (TFDS) keeps a prepared CIFAR-10, how it gets there, and what to do where it cannot.
 
-Looking does not import TFDS, which takes longer than everything else a second start does.
+Where it keeps others, and how any is read, is here too. Looking does not import TFDS, which takes longer than
+everything else a second start does.
 """
 
 import contextlib
@@ -16,9 +17,13 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from refine_jax.errors import DataError, SettingError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +34,15 @@ _ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _ARCHIVE = _ARCHIVE_URL.rpartition("/")[-1]
 _NETWORK_TIMEOUT = 4.0  # seconds
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
+_READ_AT_ONCE = 1_000
 
 
-def data_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
+def data_root(data_dir: str | os.PathLike | None, name: str = NAME) -> pathlib.Path:
     """Returns the folder that holds TFDS's data sets: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Args:
+        data_dir: None: see above.
+        name: Of the data set, for errors.
 
     Raises:
         SettingError: A file, a folder that cannot be read, or a `data_dir` that does not exist.
@@ -42,9 +52,9 @@ def data_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
         field, given = "$TFDS_DATA_DIR", os.environ["TFDS_DATA_DIR"]
     root = pathlib.Path(given or "~/tensorflow_datasets").expanduser().absolute()
     if data_dir and not root.exists():
-        raise SettingError(field, str(root), f"a directory that exists, in which TFDS keeps {NAME}/")
+        raise SettingError(field, str(root), f"a directory that exists, in which TFDS keeps {name}/")
     if root.exists() and not root.is_dir():
-        raise SettingError(field, str(root), f"a directory, in which TFDS keeps {NAME}/; this is a file")
+        raise SettingError(field, str(root), f"a directory, in which TFDS keeps {name}/; this is a file")
     if root.exists() and not os.access(root, os.R_OK | os.X_OK):
         raise SettingError(field, str(root), "a directory that this user may read")
     return root
@@ -127,6 +137,19 @@ def keep_tensorflow_off_gpus() -> None:
 
     with contextlib.suppress(RuntimeError):  # somebody has used TensorFlow before: too late, and not ours to mend
         tf.config.set_visible_devices([], "GPU")
+
+
+def examples(builder: "tfds.core.DatasetBuilder", split: str) -> Iterator[dict[str, Any]]:
+    """Yields what a split holds in the order of its files, 'image' as the bytes of its encoding."""
+    import tensorflow_datasets as tfds
+
+    decoders = {"image": tfds.decode.SkipDecoding()}  # TFDS's own decoding is slower, and wants OpenCV
+    if ARRAY_RECORD in {file_format.value for file_format in builder.info.available_file_formats()}:
+        source = builder.as_data_source(split, decoders=decoders)
+        for start in range(0, len(source), _READ_AT_ONCE):
+            yield from source.__getitems__(range(start, min(start + _READ_AT_ONCE, len(source))))
+    else:
+        yield from tfds.as_numpy(builder.as_dataset(split=split, decoders=decoders))
 
 
 def prepare(root: pathlib.Path) -> pathlib.Path:
