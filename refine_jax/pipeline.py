@@ -102,9 +102,9 @@ def load_dataset(settings: Mapping[str, Any]) -> Dataset:
 
     The images that stay are drawn by a rule of their own, not by the seed: it is the data set that is smaller.
     """
-    section = settings["dataset"]
-    dataset = datasets.load(section["name"], data_dir=section["data_dir"])
-    return datasets.limit_training(dataset, section["train_images"])
+    section = dict(settings["dataset"])
+    count = section.pop("train_images")
+    return datasets.limit_training(datasets.load(**section), count)
 
 
 def build_attack(settings: Mapping[str, Any], dataset: Dataset) -> Attack:
@@ -130,7 +130,8 @@ def open_records(settings: Mapping[str, Any], work: Workdir, *, overwrite: bool)
     borrowed = settings["victim"]["workdir"]
     made_from = {
         "seed": settings["seed"],
-        "dataset": {name: settings["dataset"][name] for name in ("name", "train_images")},
+        # Not where the images lie.
+        "dataset": {name: value for name, value in settings["dataset"].items() if name not in ("data_dir", "root")},
         "attack": settings["attack"],
         "victim": {name: value for name, value in settings["victim"].items() if name != "workdir"},
     }

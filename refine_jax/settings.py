@@ -43,6 +43,10 @@ def default() -> ml_collections.ConfigDict:
                 "name": "cifar10",
                 "data_dir": str,  # open: where TFDS keeps its data
                 "train_images": int,  # open: all
+                # Options of some data sets: given with another one they are refused, see `datasets.options`.
+                "root": str,  # where a user's own images lie
+                "classes": tuple,
+                "per_class": tuple,  # images of each class to train and to test on
             },
             "attack": {
                 "name": "badnets",
@@ -83,7 +87,8 @@ def complete(config: ml_collections.ConfigDict) -> dict[str, Any]:
         config: From a get_config(), with the command line's changes.
 
     Returns:
-        A dict of JSON values with the fields of `default`; of the attacks' options only those of the one chosen.
+        A dict of JSON values with the fields of `default`; of the attacks' and data sets' options only those of the
+        ones chosen.
 
     Raises:
         SettingError: The first field that is unknown or impossible.
@@ -96,7 +101,7 @@ def complete(config: ml_collections.ConfigDict) -> dict[str, Any]:
     missing = [field for field in _types() if field not in given]
     if missing:
         raise RefineError(f"the configuration has no {missing[0]}: a get_config() begins with settings.default()")
-    choose("dataset.name", settings["dataset"]["name"], datasets.names())
+    settings["dataset"] = _complete_dataset(settings["dataset"])
     attack = settings["attack"]
     chosen = choose("attack.name", attack["name"], attacks.names())
     settings["attack"] = {name: attack[name] for name in ("name", "target", "rate", chosen)}
@@ -112,6 +117,14 @@ def complete(config: ml_collections.ConfigDict) -> dict[str, Any]:
     settings["defense"] = {"names": names, **refine.complete(ml_collections.ConfigDict(settings["defense"]))}
     _check_values(settings)
     return json.loads(json.dumps(settings))
+
+
+def _complete_dataset(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuses options that the data set does not take, and leaves them out."""
+    general = {name: section[name] for name in ("name", "data_dir", "train_images")}
+    options = {name: value for name, value in section.items() if name not in general}
+    datasets.check_options(general["name"], options)
+    return general | {name: options[name] for name in datasets.options(general["name"])}
 
 
 def _check_values(settings: Mapping[str, Any]) -> None:

@@ -75,6 +75,13 @@ def test_of_the_attacks_options_only_those_of_the_one_chosen_are_kept():
     assert resolved["wanet"]["k"] == 4
 
 
+def test_of_the_data_sets_options_only_those_of_the_one_chosen_are_kept():
+    assert set(settings.complete(settings.default())["dataset"]) == {"name", "data_dir", "train_images"}
+    given = configured(dataset__name="imagenet50", dataset__classes=(10,), dataset__per_class=(50, 10))
+    resolved = settings.complete(given)["dataset"]
+    assert (resolved["root"], resolved["classes"], resolved["per_class"]) == (None, [10], [50, 10])
+
+
 def test_the_preset_fills_in_what_is_open_and_nothing_else():
     authors = settings.complete(configured(defense__preset="authors_code"))["defense"]
     assert (authors["loss"], authors["temperature"]) == ("binary_cross_entropy", 0.07)
@@ -86,6 +93,7 @@ IMPOSSIBLE = [
     ({"seed": -1}, "seed = -1: allowed: 0 to 4294967295"),
     ({"seed": 2**40}, "seed = 1099511627776: allowed: 0 to 4294967295"),
     ({"dataset__name": "cifar"}, "dataset.name = 'cifar': allowed: .*did you mean 'cifar10'"),
+    ({"dataset__classes": (5,)}, r"dataset.classes = \(5,\): allowed: only with imagenet50; .* is 'cifar10'"),
     ({"attack__name": "badnet"}, "attack.name = 'badnet': allowed: .*did you mean 'badnets'"),
     ({"attack__target": -1}, "attack.target = -1: allowed: a class"),
     ({"attack__target": 10}, "attack.target = 10: allowed: a class of made, 0 to 9"),
