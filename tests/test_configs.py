@@ -1,0 +1,40 @@
+"""The configurations of configs/ are what they say they are."""
+
+import pathlib
+import runpy
+
+import numpy as np
+import pytest
+
+from refine_jax import settings
+from refine_jax.datasets.images import Dataset, Split
+from refine_jax.errors import SettingError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def get_config(name, *variant):
+    return runpy.run_path(str(ROOT / "configs" / name))["get_config"](*variant)
+
+
+@pytest.mark.parametrize("variant", ["", "mini"])
+def test_imagenet50_is_possible_with_images_of_224(variant):
+    resolved = settings.complete(get_config("imagenet50.py", variant))
+    split = Split(np.zeros((128, 224, 224, 3), np.uint8), np.zeros(128, np.int32))
+    settings.check(resolved, Dataset("imagenet50", split, split, tuple("0123456789"), (0.5,) * 3, (0.2,) * 3))
+
+
+def test_imagenet50_is_the_papers_setting():
+    resolved = settings.complete(get_config("imagenet50.py"))
+    victim, defense, default = resolved["victim"], resolved["defense"], settings.complete(settings.default())
+    assert resolved["dataset"].items() >= {"name": "imagenet50", "classes": None, "per_class": None}.items()
+    assert (victim["name"], victim["width"], victim["batch_size"]) == ("imagenet_resnet18", 64, 128)
+    assert (defense["width"], defense["batch_size"], defense["epochs"]) == (32, 64, 150)
+    # All else is as on CIFAR-10.
+    assert {**victim, "name": "resnet18"} == default["victim"]
+    assert {**defense, "width": 64, "batch_size": 256} == default["defense"]
+
+
+def test_an_unknown_variant_of_imagenet50_is_refused():
+    with pytest.raises(SettingError, match=r"config = 'configs/imagenet50.py:tiny': allowed: .*imagenet50.py:mini"):
+        get_config("imagenet50.py", "tiny")
