@@ -89,8 +89,7 @@ class Machine:
 
     def take(self, size: int) -> bytes:
         """Returns the next bytes."""
-        if size > self._left:
-            raise TorchFileError("ends in the middle of its pickle: copy or download it again")
+        self._check_left(size)
         data = self._stream.read(size)
         if len(data) != size:
             raise TorchFileError("changed while it was read")
@@ -159,7 +158,12 @@ class Machine:
         """Puts the next `size` bytes on the stack."""
         self._stack.append(self._data(size))
 
+    def _check_left(self, size: int) -> None:
+        if size > self._left:
+            raise TorchFileError("ends in the middle of its pickle: copy or download it again")
+
     def _data(self, size: int) -> bytes:
+        self._check_left(size)
         self.budget.spend(size + 80)
         return self.take(size)
 
@@ -175,7 +179,7 @@ class Machine:
         """Puts the next `size` bytes on the stack, as a number."""
         if size > _MAX_INTEGER:
             raise TorchFileError(f"its pickle holds a whole number of {size} bytes")
-        self.push(pickle.decode_long(self.take(size)), size)
+        self.push(pickle.decode_long(self.take(size)), 2 * size)
 
     def number_line(self, convert: Callable[[str], Any] = int) -> Any:
         """Returns the number on the next line."""

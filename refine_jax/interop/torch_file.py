@@ -19,8 +19,8 @@ from refine_jax.interop.untrusted import (
 __all__ = ["TorchFileError", "load"]
 
 _NEWEST_VERSION = 10
-# A pickle by its protocol, or an older one that begins by naming something.
-_PICKLE = re.compile(rb"\x80[\x00-\x05]|[(\]}]*[ci][\w.]+\n[\w.]+\n")
+# A pickle by its protocol, or an older one by what it names after brackets and strings.
+_PICKLE = re.compile(rb"\x80[\x00-\x05]|(?:[(\]}lN]|[SV][^\n]*\n)*[ci][\w.]+\n[\w.]+\n")
 
 
 def load(path: str | os.PathLike, *, max_bytes: int = MAX_FILE_BYTES) -> Any:

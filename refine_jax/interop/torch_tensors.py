@@ -124,7 +124,6 @@ def tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: np.dtype | 
         return np.empty(size, dtype)
     if last >= length:
         raise TorchFileError(f"has a tensor that ends at element {last} of a storage of {length}")
+    # A step on an axis of one element leads nowhere, and may be too large for NumPy.
     strides = tuple(step * dtype.itemsize if n > 1 else 0 for n, step in zip(size, stride, strict=True))
-    if math.prod(size) == 1:
-        strides = (dtype.itemsize,) * len(size)
     return np.ndarray(size, dtype, storage.data, offset * dtype.itemsize, strides)
