@@ -16,7 +16,7 @@ _OPTIONS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE
 def compile_training(function: Callable, **jit_options: Any) -> Callable:
     """Returns `jax.jit(function, **jit_options)` with the options of `compiler_options`."""
     # In float64 the library is the slow one.
-    options = None if jax.config.jax_enable_x64 else compiler_options(jax.default_backend())
+    options = None if jnp.result_type(float) == jnp.float64 else compiler_options(jax.default_backend())
     return jax.jit(function, compiler_options=options, **jit_options)
 
 
