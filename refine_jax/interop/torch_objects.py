@@ -103,6 +103,10 @@ def set_state(value: Any, state: Any, budget: Budget) -> None:
             raise TorchFileError("has a NumPy array of something else than numbers")
 
 
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any) -> np.ndarray:
+    return tensor(storage, offset, size, stride)
+
+
 def _rebuild_tensor_v2(
     storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, metadata: Any = None
 ) -> np.ndarray:
@@ -222,7 +226,7 @@ def _builders(functions: dict[str, Callable[..., Any]]) -> dict[str, Builder]:
 
 _REBUILD = _builders(
     {
-        "torch._utils._rebuild_tensor": tensor,
+        "torch._utils._rebuild_tensor": _rebuild_tensor,
         "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
         "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
         "torch._utils._rebuild_parameter": _rebuild_parameter,
