@@ -39,7 +39,8 @@ FORBIDDEN = ("import", "exec", "compile", "marshal.", "os.", "subprocess.", "soc
 SNIPPETS = [
     *(torch_files.named(*name.rsplit(".", 1)) for name in (
         "os.system", "builtins.eval", "builtins.getattr", "torch.FloatStorage", "torch.float16", "torch.Size",
-        "torch.storage.UntypedStorage", "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3",
+        "torch.storage.UntypedStorage", "torch._utils._rebuild_tensor",
+        "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3",
         "torch._utils._rebuild_parameter", "torch._tensor._rebuild_from_type_v2", "torch.Tensor", "torch.device",
         "collections.OrderedDict", "collections.Counter", "_codecs.encode", "builtins.set", "builtins.complex",
         "numpy.dtype", "numpy.ndarray", "numpy._core.multiarray._reconstruct", "numpy.core.multiarray.scalar",

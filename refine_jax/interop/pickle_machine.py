@@ -299,7 +299,7 @@ def _size(arguments: Any) -> int:
     return sum(
         _ITEM * len(value)
         if isinstance(value, list | tuple | dict)
-        else 2 * len(value)
+        else 80 + sys.getsizeof(value)
         if isinstance(value, str | bytes)
         else 64
         for value in arguments

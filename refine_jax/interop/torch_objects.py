@@ -93,7 +93,9 @@ def set_state(value: Any, state: Any, budget: Budget) -> None:
     match state:
         case (int(), tuple() as shape, np.dtype() as dtype, bool() as fortran, bytes() | str() as data):
             # Files of Python 2 have bytes that may happen to be text.
-            data = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+            if isinstance(data, str):
+                budget.spend(4 * len(data))
+                data = data.encode("utf-8", "surrogatepass")
             size = math.prod(checked_shape(shape)) * dtype.itemsize
             if size != len(data):
                 raise TorchFileError(f"has a NumPy array of {len(data)} bytes where its shape needs {size}")

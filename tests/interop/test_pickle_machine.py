@@ -61,6 +61,7 @@ PATTERNS = {
     "copies of a text": again("_codecs.encode", string("a" * 50_000) + string("latin1") + b"\x86", 50),
     "copies of pairs": again("collections.OrderedDict", b"](" + b"K\1N\x86" * 3000 + b"e\x85", 50),
     "copies of a device": again("torch.device", string("a" * 20_000) + b"K\0\x86", 400),
+    "copies of a wide device": again("torch.device", string("\U0001f600" * 5_000) + b"K\0\x86", 400),
     "tensors": again(
         "torch._utils._rebuild_tensor",
         b"(" + storage() + b"K\0" + whole_tuple([1] * 30) + whole_tuple([0] * 30) + b"t",

@@ -210,10 +210,8 @@ ARRAY += b"(" + named("numpy", "ndarray") + b"K\0\x85" + string("b") + b"tR"
         (named("torch", "Size") + b"NR", "calls torch.Size with None"),
         (named("torch", "Size") + b"NNN\x87R", "calls torch.Size with arguments that it has not"),
         (named("torch", "Size") + integer(-1) + b"\x85\x85R", "has -1 where a size belongs"),
-        (
-            named("torch._utils", "_rebuild_tensor") + b"(" + storage() + b"K\0" + b"K\6\x85K\1\x85" + string("x") + b"tR",
-            "calls torch._utils._rebuild_tensor with arguments that it has not",
-        ),
+        (named("torch._utils", "_rebuild_tensor") + b"(" + storage() + b"K\0K\6\x85K\1\x85" + string("f4") + b"tR",
+         "calls torch._utils._rebuild_tensor with arguments that it has not"),
         (string("system") + b"Q", "refers to something outside"),
         (b"(" + string("module") + b"NNNtQ", "refers to something outside"),
         (b"(" + string("storage") + b"N" + string("0") + string("cpu") + b"K\x06tQ", "storage of the type None"),
