@@ -79,7 +79,7 @@ def test_clearing_deletes_what_was_made_from_the_victim_and_nothing_else(tmp_pat
         file.write_text("")
     work.clear()
     work.clear()  # also where there is nothing left
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "notes.txt", "victim"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "victim"]
 
 
 def test_a_stage_that_is_not_begun_has_no_outcome_and_is_admitted(tmp_path):
