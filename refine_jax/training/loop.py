@@ -119,11 +119,14 @@ def _run(stage, step, state, data, feed, schedule, stop, writer) -> Outcome:
     state = jax.device_put(state)
     started = fetched = steady_since = time.monotonic()
     images = steady_images = 0
+    # One step is computed while the next is handed over; more in flight would keep a request to stop waiting.
     waiting: list[tuple[int, dict[str, jax.Array]]] = []
     for number in range(first, total):
         indices = feed.indices(number)
         state, metrics = step(state, data, indices)
         waiting.append((number, metrics))
+        if len(waiting) > 1:
+            jax.block_until_ready(waiting[-2][1])
         images += len(indices)
         now, done = time.monotonic(), number + 1
         saving = stop.requested or done == total or writer.is_due()
