@@ -7,7 +7,8 @@ Expected of the full setting: an attack success rate under about 3 %, a benign a
 the victim's (the paper's abstract and reviews). Cost: 150 epochs for each of the two trainings; meant for a GPU.
 
 ':mini' is the same method on the same whole test set, made small enough for a 2-core CPU: networks of width 16
-instead of 64, and few epochs under a one-cycle learning rate. What it gives stands in results/cifar10_mini/.
+instead of 64, and few epochs under a one-cycle learning rate. Measured with BadNets: BA 73.2 -> 69.8 %, ASR 96.0 ->
+1.9 %, mapped ASR 3.8 %; counts, intervals and cost stand in results/cifar10_mini/.
 """
 
 import ml_collections
