@@ -94,8 +94,8 @@ SETTINGS = {
 
 # Whole command lines.
 OTHERS = {
-    "": r"config = '': allowed: a file with a get_config\(\), such as .*configs/digits.py",
-    WORKDIR: r"config = '': allowed: a file with a get_config\(\), such as .*configs/digits.py",
+    "": r"config = '': allowed: a file with a get_config\(\), such as .*configs/digits.py.*",
+    WORKDIR: r"config = '': allowed: a file with a get_config\(\), such as .*configs/digits.py.*",
     DIGITS: "workdir = None: allowed: a directory; .*",
     f"{DIGITS} --workdir=": "workdir = '': allowed: a directory; .*",
     f"{DIGITS} --workdir={{tmp}}/empty.py": "the working directory .*/empty.py is a file: name a directory",
