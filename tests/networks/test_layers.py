@@ -52,3 +52,31 @@ def test_padding_and_stride():
     layer = layers.conv(1, 1, 3, stride=2, padding=1)
     out = layer.apply({"params": {"kernel": jnp.ones((3, 3, 1, 1))}}, jnp.ones((1, 4, 4, 1)))
     np.testing.assert_array_equal(out[0, :, :, 0], [[4, 6], [6, 9]])
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 2), (1, 8), (3, 3), (2, 4)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_small_images_are_convolved_as_large_ones_are(height, width, stride):
+    layer = layers.conv(3, 5, 3, stride=stride, padding=1, bias=True)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, height, width, 3)), jnp.float32)
+    variables = layer.init(jax.random.key(0), x)
+    kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
+
+    def reference(x, kernel):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return (
+            jax.lax.conv_general_dilated(x, kernel, (stride,) * 2, ((1, 1),) * 2, dimension_numbers=dimensions) + bias
+        )
+
+    def ours(x, kernel):
+        return layer.apply({"params": {"kernel": kernel, "bias": bias}}, x)
+
+    with jax.default_matmul_precision("float32"):
+        np.testing.assert_allclose(ours(x, kernel), reference(x, kernel), atol=1e-5)
+        weights = jnp.asarray(rng.normal(size=reference(x, kernel).shape), jnp.float32)
+        for argument in (0, 1):
+            ours_gradient, expected = (
+                jax.grad(lambda *args, f=f: (weights * f(*args)).sum(), argument)(x, kernel) for f in (ours, reference)
+            )
+            np.testing.assert_allclose(ours_gradient, expected, atol=1e-4)
