@@ -226,7 +226,7 @@ def load_defense(run: Run, name: str, classifier: Classifier) -> Any:
     outcome, checkpoints = record.require("defend"), record.folder / "checkpoints"
     if outcome["victim_sha256"] != run.victim.require("victim")["victim_sha256"]:
         raise WorkdirError(f"{record.folder} was trained for another victim: delete it, and it is trained again")
-    defended = DEFENSES[name].load(checkpoints, classifier, run.settings["defense"])
+    defended = DEFENSES[name].load(checkpoints, classifier, run.settings["defense"], run.dataset.image_size)
     if hash_arrays(parts_of(defended)) != outcome["sha256"]:
         raise WorkdirError(f"the weights in {checkpoints} are not those that were trained")
     return defended

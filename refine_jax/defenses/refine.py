@@ -203,6 +203,7 @@ class Defended:
         permutation: Output mapping. int32 [K]
         unet: The module.
         settings: What it was trained for.
+        image_size: (H, W) of the images that it was trained on.
     """
 
     classifier: Classifier
@@ -210,6 +211,7 @@ class Defended:
     permutation: jax.Array
     unet: UNet = dataclasses.field(metadata={"static": True})
     settings: Objective = dataclasses.field(metadata={"static": True})
+    image_size: tuple[int, int] = dataclasses.field(metadata={"static": True})
 
     def transform(self, images: jax.Array) -> jax.Array:
         """T(x) of images.  Float in [0, 1] [N, H, W, 3] -> the same"""
@@ -318,22 +320,27 @@ def fit(
     step = compile_training(train_step(unet, tx, wanted), donate_argnums=0)
     kept = {"permutation": data["permutation"]}
     outcome = loop.fit("refine", step, state, data, feed, schedule, journal, kept)
-    return Defended(classifier, outcome.state.variables, data["permutation"], unet, wanted), outcome
+    variables, permutation = outcome.state.variables, data["permutation"]
+    return Defended(classifier, variables, permutation, unet, wanted, images.shape[1:3]), outcome
 
 
-def load(checkpoints: pathlib.Path, classifier: Classifier, settings: Mapping[str, Any]) -> Defended:
+def load(
+    checkpoints: pathlib.Path, classifier: Classifier, settings: Mapping[str, Any], image_size: tuple[int, int]
+) -> Defended:
     """Returns the defended classifier whose training `fit` has left in a folder of checkpoints.
 
     Args:
         checkpoints: The folder.
         classifier: That was defended.
         settings: The section 'defense' of a configuration, whole, as it was trained with.
+        image_size: (H, W) of the images that it was trained on.
     """
     with Checkpoints(checkpoints) as kept:
         arrays, _ = kept.restore()
     variables = {"params": arrays["params"], "batch_stats": arrays["batch_stats"]}
     unet = UNet(width=settings["width"], depth=settings["depth"])
-    return Defended(classifier, variables, jnp.asarray(arrays["permutation"]), unet, Objective.of(settings))
+    permutation = jnp.asarray(arrays["permutation"])
+    return Defended(classifier, variables, permutation, unet, Objective.of(settings), image_size)
 
 
 def take_fraction(images: np.ndarray, fraction: float, key: jax.Array) -> np.ndarray:

@@ -56,6 +56,7 @@ def test_one_call_gives_a_defended_classifier_and_leaves_the_classifier_as_it_wa
     assert sorted(defended.permutation.tolist()) == list(range(K))
     assert (defended.permutation != np.arange(K)).all()
     assert set(defended.unet_variables) == {"params", "batch_stats"}
+    assert defended.image_size == (8, 8)
 
 
 @pytest.fixture

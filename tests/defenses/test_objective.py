@@ -201,7 +201,8 @@ def test_views_are_not_copied():
 
 def test_one_image_can_be_defended():
     unet, variables, victim, images, permutation = small(2, 7, 10, 1)
-    defended = refine.Defended(victim, variables, jnp.asarray(permutation), unet, refine.Objective.of(None))
+    wanted, image_size = refine.Objective.of(None), images.shape[1:3]
+    defended = refine.Defended(victim, variables, jnp.asarray(permutation), unet, wanted, image_size)
     transformed, probabilities = jax.jit(lambda d, x: (d.transform(x), d(x)))(defended, images)
     assert transformed.shape == images.shape
     assert transformed.min() >= 0
