@@ -27,7 +27,8 @@ from refine_jax.datasets.images import Dataset
 from refine_jax.defenses.registry import DEFENSES
 from refine_jax.errors import SettingError, WorkdirError, choose
 from refine_jax.files import hash_arrays, read_json, write_json
-from refine_jax.training.loop import Journal, Outcome
+from refine_jax.training.journal import Journal
+from refine_jax.training.loop import Outcome
 from refine_jax.training.state import count_parameters
 from refine_jax.workdir import SCHEMA, Record, Workdir
 

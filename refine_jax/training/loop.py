@@ -3,19 +3,18 @@
 import dataclasses
 import logging
 import math
-import pathlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from refine_jax.datasets.feed import Feed
-from refine_jax.errors import RefineError, WorkdirError
+from refine_jax.errors import RefineError
 from refine_jax.training.checkpoints import Checkpoints
 from refine_jax.training.interruption import Interrupted, StopRequest
-from refine_jax.training.log import MetricsLog, Progress, format_seconds
+from refine_jax.training.journal import Journal, Unwritten, resume
+from refine_jax.training.log import Progress, format_seconds
 from refine_jax.training.optimizer import Schedule
 from refine_jax.training.state import TrainState
 
@@ -27,25 +26,6 @@ _FETCH_SECONDS = 1.0
 
 class Diverged(RefineError):  # noqa: N818 - a state
     """The loss is no longer a finite number."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Journal:
-    """Where a training leaves its traces.
-
-    Attributes:
-        checkpoints: Folder of the checkpoints.
-        metrics: The metrics.jsonl.
-        identity: JSON values kept with each checkpoint; one with others is not gone on from.
-        log_every: Steps between two rows of metrics.jsonl.
-        checkpoint_minutes: Between two checkpoints.
-    """
-
-    checkpoints: pathlib.Path
-    metrics: pathlib.Path
-    identity: dict[str, Any]
-    log_every: int
-    checkpoint_minutes: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,21 +75,10 @@ def fit(
     """
     if journal is None:
         with StopRequest() as stop:
-            return _run(stage, step, state, data, feed, schedule, stop, _Unwritten())
+            return _run(stage, step, state, data, feed, schedule, stop, Unwritten())
     # The last checkpoint is written before signals mean again what they meant.
     with StopRequest() as stop, Checkpoints(journal.checkpoints) as checkpoints:
-        seconds = 0.0
-        if checkpoints.latest_step() is not None:
-            tree, meta = checkpoints.restore({**vars(state), **kept})
-            if meta["identity"] != journal.identity:
-                raise WorkdirError(f"{journal.checkpoints} is of {meta['identity']}, this run of {journal.identity}")
-            for name, value in kept.items():
-                if not np.array_equal(tree.pop(name), value):
-                    raise WorkdirError(f"{journal.checkpoints}: the {name} there is not the one of this run")
-            state, seconds = TrainState(**tree), meta["seconds"]
-            logger.info("%s: goes on from step %d of %s", stage, state.step, journal.checkpoints)
-        metrics = MetricsLog(journal.metrics, stage, int(state.step))
-        writer = _Writer(journal, checkpoints, metrics, kept, seconds)
+        state, writer = resume(stage, state, journal, checkpoints, kept)
         return _run(stage, step, state, data, feed, schedule, stop, writer)
 
 
@@ -171,44 +140,3 @@ def _fetch(stage, waiting, feed, schedule) -> list[dict[str, Any]]:
             )
         rows.append(row)
     return rows
-
-
-class _Writer:
-    """Writes rows and checkpoints as a journal asks for."""
-
-    def __init__(self, journal: Journal, checkpoints: Checkpoints, metrics: MetricsLog, kept: Mapping, seconds: float):
-        self.log_every, self.seconds = journal.log_every, seconds
-        self._journal, self._checkpoints, self._metrics, self._kept = journal, checkpoints, metrics, kept
-        self._saved_at = time.monotonic()
-
-    def is_due(self) -> bool:
-        return time.monotonic() - self._saved_at >= 60 * self._journal.checkpoint_minutes
-
-    def write_metrics(self, rows) -> None:
-        self._metrics.append(row for row in rows if row["step"] % self.log_every == 0 or row["step"] == 1)
-
-    def save(self, step: int, state: TrainState, seconds: float) -> None:
-        meta = {"identity": self._journal.identity, "seconds": self.seconds + seconds}
-        self._checkpoints.save(step, {**vars(state), **self._kept}, meta)
-        self._saved_at = time.monotonic()
-
-    def where_saved(self) -> str:
-        return f"saved in {self._journal.checkpoints}; the same command goes on from there"
-
-
-class _Unwritten:
-    """Stands in for `_Writer` where there is no journal."""
-
-    log_every, seconds = 100, 0.0
-
-    def is_due(self) -> bool:
-        return False
-
-    def write_metrics(self, rows) -> None:
-        pass
-
-    def save(self, step, state, seconds) -> None:
-        pass
-
-    def where_saved(self) -> str:
-        return "nothing was saved"

@@ -1,0 +1,135 @@
+"""Where a training leaves its traces, and how it is gone on with from them."""
+
+import dataclasses
+import logging
+import pathlib
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from refine_jax.errors import WorkdirError
+from refine_jax.training.checkpoints import Checkpoints
+from refine_jax.training.log import MetricsLog
+from refine_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Journal:
+    """Where a training leaves its traces.
+
+    Attributes:
+        checkpoints: Folder of the checkpoints.
+        metrics: The metrics.jsonl.
+        identity: JSON values kept with each checkpoint; one with others is not gone on from.
+        log_every: Steps between two rows of metrics.jsonl.
+        checkpoint_minutes: Between two checkpoints.
+    """
+
+    checkpoints: pathlib.Path
+    metrics: pathlib.Path
+    identity: dict[str, Any]
+    log_every: int
+    checkpoint_minutes: float
+
+
+class Writer:
+    """Writes rows and checkpoints as a journal asks for.
+
+    Args:
+        journal: Where, and how often.
+        checkpoints: Those of the journal, opened.
+        metrics: Likewise.
+        kept: Arrays that are kept in every checkpoint beside the state.
+        seconds: Spent training by earlier runs.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        checkpoints: Checkpoints,
+        metrics: MetricsLog,
+        kept: Mapping[str, Any],
+        seconds: float,
+    ):
+        self.log_every, self.seconds = journal.log_every, seconds
+        self._journal, self._checkpoints, self._metrics, self._kept = journal, checkpoints, metrics, kept
+        self._saved_at = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Returns whether it is time for a checkpoint."""
+        return time.monotonic() - self._saved_at >= 60 * self._journal.checkpoint_minutes
+
+    def write_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Appends the rows that are asked for, of one a step."""
+        self._metrics.append(row for row in rows if row["step"] % self.log_every == 0 or row["step"] == 1)
+
+    def save(self, step: int, state: TrainState, seconds: float) -> None:
+        """Starts to write a checkpoint.
+
+        Args:
+            step: Steps done.
+            state: After them.
+            seconds: That this run has spent training.
+        """
+        meta = {"identity": self._journal.identity, "seconds": self.seconds + seconds}
+        self._checkpoints.save(step, {**vars(state), **self._kept}, meta)
+        self._saved_at = time.monotonic()
+
+    def where_saved(self) -> str:
+        """Returns what a person who has stopped the training wants to know."""
+        return f"saved in {self._journal.checkpoints}; the same command goes on from there"
+
+
+class Unwritten:
+    """Stands in for a `Writer` where there is no journal."""
+
+    log_every, seconds = 100, 0.0
+
+    def is_due(self) -> bool:
+        """Never."""
+        return False
+
+    def write_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Does nothing."""
+
+    def save(self, step: int, state: TrainState, seconds: float) -> None:
+        """Does nothing."""
+
+    def where_saved(self) -> str:
+        """Returns what a person who has stopped the training wants to know."""
+        return "nothing was saved"
+
+
+def resume(
+    stage: str, state: TrainState, journal: Journal, checkpoints: Checkpoints, kept: Mapping[str, Any]
+) -> tuple[TrainState, Writer]:
+    """Takes a training up where its last run has left it.
+
+    Args:
+        stage: Name of the training.
+        state: At step 0; stays as it is where there is no checkpoint.
+        journal: Of the training.
+        checkpoints: Those of the journal, opened.
+        kept: Arrays that every checkpoint has beside the state.
+
+    Returns:
+        (the state to go on from, the writer of what follows).
+
+    Raises:
+        WorkdirError: A checkpoint has another identity, or other arrays than `kept`, or cannot be read.
+    """
+    seconds = 0.0
+    if checkpoints.latest_step() is not None:
+        tree, meta = checkpoints.restore({**vars(state), **kept})
+        if meta["identity"] != journal.identity:
+            raise WorkdirError(f"{journal.checkpoints} is of {meta['identity']}, this run of {journal.identity}")
+        for name, value in kept.items():
+            if not np.array_equal(tree.pop(name), value):
+                raise WorkdirError(f"{journal.checkpoints}: the {name} there is not the one of this run")
+        state, seconds = TrainState(**tree), meta["seconds"]
+        logger.info("%s: goes on from step %d of %s", stage, state.step, journal.checkpoints)
+    return state, Writer(journal, checkpoints, MetricsLog(journal.metrics, stage, int(state.step)), kept, seconds)
