@@ -75,7 +75,7 @@ def our_victim(images: np.ndarray, batch: int) -> Step:
 
 def _keep_state(step: Callable, state: Any, data: Any, batch: int) -> Step:
     kept = [state]
-    indices = np.arange(batch, dtype=np.int32)
+    indices = {"indices": np.arange(batch, dtype=np.int32)}
 
     def run() -> float:
         kept[0], metrics = step(kept[0], data, indices)

@@ -15,7 +15,7 @@ from refine_jax.attacks.poisoning import Poisoned
 from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.augment import random_flip
-from refine_jax.datasets.feed import Feed
+from refine_jax.datasets.feed import Feed, batch_images
 from refine_jax.datasets.images import Dataset
 from refine_jax.keys import named_key
 from refine_jax.training import loop
@@ -94,19 +94,20 @@ def _train(stage, dataset, poisoned, augment, settings, seed, journal) -> loop.O
 
 
 def train_step(network: nn.Module, tx: optax.GradientTransformation, augment: Augmentation):
-    """Returns the function (state, data, indices [B]) -> (state, metrics) that trains a classifier by one batch.
+    """Returns the function (state, data, batch) -> (state, metrics) that trains a classifier by one batch.
 
     Args:
         network: Of the classifier.
         tx: The optimizer.
         augment: (images float [B, H, W, 3], poisoned bool [B], key) -> images; before the flips.
 
-    `data` holds 'images' uint8 [N, H, W, 3], 'labels' [N], 'is_poisoned' [N], 'mean' and 'std' [3], and 'key'.
+    `data` holds 'labels' [N], 'is_poisoned' [N], 'mean' and 'std' [3], and 'key'; images and indices as in
+    `feed.batch_images`.
     """
 
-    def step(state: TrainState, data: Mapping[str, Any], indices: jax.Array):
+    def step(state: TrainState, data: Mapping[str, Any], batch: Mapping[str, jax.Array]):
         attack_key, flip_key, dropout_key = jax.random.split(named_key(data["key"], state.step), 3)
-        images = data["images"][indices].astype(jnp.float32) / 255  # [B, H, W, 3]
+        images, indices = batch_images(data, batch), batch["indices"]
         images = augment(images, data["is_poisoned"][indices], attack_key)
         images = (random_flip(images, flip_key) - data["mean"]) / data["std"]
         labels = data["labels"][indices]

@@ -1,6 +1,10 @@
 """Which images make up which batch: a new order every epoch, drawn from the seed alone."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from refine_jax.keys import named_key
@@ -35,6 +39,25 @@ class Feed:
             order = jax.random.permutation(named_key(self._key, epoch), self.num_examples)
             self._epoch, self._order = epoch, np.asarray(order, np.int32)
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def batches(self, first: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the batches of steps `first` to `stop` - 1 as a training step takes them: {'indices': [B]}."""
+        for step in range(first, stop):
+            yield {"indices": self.indices(step)}
+
+
+def batch_images(data: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns the images of a batch as a network's training sees them.
+
+    Args:
+        data: Holds 'images' uint8 [N, H, W, 3] where a batch does not bring its own.
+        batch: Holds 'indices' [B]; where images are streamed from the host, also 'images' uint8 [B, H, W, 3].
+
+    Returns:
+        float32 in [0, 1]. [B, H, W, 3]
+    """
+    images = batch["images"] if "images" in batch else data["images"][batch["indices"]]
+    return images.astype(jnp.float32) / 255
 
 
 def steps_per_epoch(num_examples: int, batch_size: int, *, keep_last: bool) -> int:

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.augment import random_flip, random_grayscale, random_resized_crop
-from refine_jax.datasets.feed import Feed
+from refine_jax.datasets.feed import Feed, batch_images
 from refine_jax.defenses.mapping import derangement, remap
 from refine_jax.errors import SettingError, choose, did_you_mean
 from refine_jax.keys import named_key
@@ -232,14 +232,13 @@ class Defended:
 
 
 def train_step(unet: UNet, tx: optax.GradientTransformation, settings: Objective):
-    """Returns the function (state, data, indices [B]) -> (state, metrics) that trains the U-Net by one batch.
+    """Returns the function (state, data, batch) -> (state, metrics) that trains the U-Net by one batch.
 
-    `data` holds 'images' uint8 [N, H, W, 3], 'classifier', 'permutation' and 'key'.
+    `data` holds 'classifier', 'permutation' and 'key'; images and indices as in `feed.batch_images`.
     """
 
-    def step(state: TrainState, data: Mapping[str, Any], indices: jax.Array):
-        images = data["images"][indices].astype(jnp.float32) / 255  # [B, H, W, 3]
-        images = augment(images, named_key(data["key"], state.step))
+    def step(state: TrainState, data: Mapping[str, Any], batch: Mapping[str, jax.Array]):
+        images = augment(batch_images(data, batch), named_key(data["key"], state.step))
         return update(unet, tx, state, data["classifier"], images, data["permutation"], settings)
 
     return step

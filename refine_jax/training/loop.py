@@ -45,7 +45,7 @@ class Outcome:
 
 def fit(
     stage: str,
-    step: Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]],
+    step: Callable[[TrainState, Any, Mapping[str, Any]], tuple[TrainState, dict[str, jax.Array]]],
     state: TrainState,
     data: Any,
     feed: Feed,
@@ -57,9 +57,9 @@ def fit(
 
     Args:
         stage: Name of the training, for people and in metrics.jsonl.
-        step: (state, data, indices [B]) -> (state, metrics, 'loss' among them); jitted, may donate `state`.
+        step: (state, data, batch) -> (state, metrics, 'loss' among them); jitted, may donate `state`.
         state: At step 0.
-        data: Whatever `step` needs beside its batch's indices, on the device.
+        data: Whatever `step` needs beside its batch, on the device.
         feed: Tells which images make up which batch.
         schedule: Its `epochs` are the length of the training.
         journal: None: nothing is written, and a training that is stopped is lost.
@@ -90,13 +90,12 @@ def _run(stage, step, state, data, feed, schedule, stop, writer) -> Outcome:
     images = steady_images = 0
     # One step is computed while the next is handed over; more in flight would keep a request to stop waiting.
     waiting: list[tuple[int, dict[str, jax.Array]]] = []
-    for number in range(first, total):
-        indices = feed.indices(number)
-        state, metrics = step(state, data, indices)
+    for number, batch in enumerate(feed.batches(first, total), start=first):
+        state, metrics = step(state, data, batch)
         waiting.append((number, metrics))
         if len(waiting) > 1:
             jax.block_until_ready(waiting[-2][1])
-        images += len(indices)
+        images += len(batch["indices"])
         now, done = time.monotonic(), number + 1
         saving = stop.requested or done == total or writer.is_due()
         if not (saving or now - fetched >= _FETCH_SECONDS or number == first or len(waiting) == writer.log_every):

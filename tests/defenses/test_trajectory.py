@@ -134,7 +134,7 @@ def test_the_training_step_is_this_update_on_augmented_images():
     def both(state, data):
         batch = refine.augment(data["images"][indices] / np.float32(255), named_key(data["key"], 4))
         expected = refine.update(unet, tx, state, data["classifier"], batch, data["permutation"], wanted)
-        return refine.train_step(unet, tx, wanted)(state, data, indices), expected
+        return refine.train_step(unet, tx, wanted)(state, data, {"indices": indices}), expected
 
     (got, metrics), (expected, expected_metrics) = both(state, data)
     assert got.step == 5

@@ -40,7 +40,8 @@ def training(tmp_path):
 
     @jax.jit
     @chex.assert_max_traces(n=1)
-    def step(state, data, indices):
+    def step(state, data, batch):
+        indices = batch["indices"]
         noise = jax.random.normal(named_key(data["key"], state.step), (len(indices), 4))
         inputs = data["inputs"][indices] + 0.1 * noise
 
@@ -106,7 +107,7 @@ def test_it_runs_every_step_of_the_schedule_on_the_feeds_batches(training):
     outcome, steps = training.fit()
     state = training.start()
     for number in range(TOTAL):
-        state, _ = training.step(state, training.data, training.feed.indices(number))
+        state, _ = training.step(state, training.data, {"indices": training.feed.indices(number)})
     assert steps == TOTAL
     chex.assert_trees_all_equal(outcome.state, state)
     assert outcome.images_per_second > 0
