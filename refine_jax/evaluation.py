@@ -16,8 +16,8 @@ BATCH_SIZE = 250
 def measure(
     predict: Callable[[jax.Array], jax.Array],
     images: np.ndarray,
-    labels: np.ndarray,
-    triggered: np.ndarray,
+    labels: np.ndarray | None,
+    triggered: np.ndarray | None,
     target: int,
     permutation: np.ndarray | None = None,
     triggered_labels: np.ndarray | None = None,
@@ -27,9 +27,9 @@ def measure(
     Args:
         predict: Float images in [0, 1], RGB [n, H, W, 3] -> scores [n, K]; the largest score is the answer.
         images: Clean test images. uint8 [N, H, W, 3]
-        labels: Their classes. Integers [N]
-        triggered: Test images with the trigger. uint8 [M, H, W, 3]
-        target: The attacker's class.
+        labels: Their classes. Integers [N]; None where they are not known.
+        triggered: Test images with the trigger. uint8 [M, H, W, 3]; None where no trigger is known.
+        target: The attacker's class; not looked at without triggered images.
         permutation: Output mapping, where there is one. Integers [K]
         triggered_labels: True classes of `triggered`, [M]; None: `labels`, so M is N.
 
@@ -43,41 +43,51 @@ def measure(
             ra: triggered images of another class than the target, predicted as their class;
             counts: of each, [hits, images counted];
             ci95: of each, the Wilson 95 % interval [low, high].
-        All are fractions in [0, 1]; None where no image counts.
+        All are fractions in [0, 1]; None where no image counts, or where what it takes is not known.
 
     Raises:
         SettingError: The target is no class.
         RefineError: A score is not a number.
     """
-    if triggered_labels is None:
-        triggered_labels = labels
-    chex.assert_rank([images, triggered, labels, triggered_labels], [4, 4, 1, 1])
-    chex.assert_equal_shape_prefix([images, labels], 1)
-    chex.assert_equal_shape_prefix([triggered, triggered_labels], 1)
-    chex.assert_type([images, triggered], np.uint8)
-    labels, triggered_labels = np.asarray(labels), np.asarray(triggered_labels)
-    clean_answers, num_classes = predict_classes(predict, images)
-    answers, _ = predict_classes(predict, triggered)
-    if not 0 <= target < num_classes:
-        raise SettingError("target", target, f"a class, 0 to {num_classes - 1}")
-    if permutation is not None:
-        chex.assert_shape(permutation, (num_classes,))
-
-    others = triggered_labels != target
-    hits = {
-        "ba": clean_answers == labels,
-        "asr": (answers == target)[others],
-        "asr_all": answers == target,
-        "mapped_asr": None,
-        "ra": (answers == triggered_labels)[others],
-    }
-    if permutation is not None:
-        mapped_target = np.asarray(permutation)[target]
-        hits["mapped_asr"] = (answers == mapped_target)[others & (triggered_labels != mapped_target)]
+    chex.assert_rank(images, 4)
+    chex.assert_type(images, np.uint8)
+    hits: dict[str, Any] = dict.fromkeys(("ba", "asr", "asr_all", "mapped_asr", "ra"))
+    if labels is not None:
+        labels = np.asarray(labels)
+        chex.assert_rank(labels, 1)
+        chex.assert_equal_shape_prefix([images, labels], 1)
+        hits["ba"] = predict_classes(predict, images)[0] == labels
+    if triggered is not None:
+        if triggered_labels is None:
+            triggered_labels = labels
+        hits |= _triggered_hits(predict, triggered, triggered_labels, target, permutation)
     counts = {name: None if hit is None else [int(hit.sum()), len(hit)] for name, hit in hits.items()}
     figures = {name: count[0] / count[1] if count and count[1] else None for name, count in counts.items()}
     intervals = {name: wilson_interval(*count) if count and count[1] else None for name, count in counts.items()}
     return {**figures, "counts": counts, "ci95": intervals}
+
+
+def _triggered_hits(predict, triggered, labels, target, permutation) -> dict[str, np.ndarray]:
+    """Of each figure over triggered images, which of those that count are hits."""
+    chex.assert_rank(triggered, 4)
+    chex.assert_type(triggered, np.uint8)
+    answers, num_classes = predict_classes(predict, triggered)
+    if not 0 <= target < num_classes:
+        raise SettingError("target", target, f"a class, 0 to {num_classes - 1}")
+    hits = {"asr_all": answers == target}
+    if permutation is not None:
+        chex.assert_shape(permutation, (num_classes,))
+    if labels is None:
+        return hits
+    labels = np.asarray(labels)
+    chex.assert_rank(labels, 1)
+    chex.assert_equal_shape_prefix([triggered, labels], 1)
+    others = labels != target
+    hits |= {"asr": (answers == target)[others], "ra": (answers == labels)[others]}
+    if permutation is not None:
+        mapped_target = np.asarray(permutation)[target]
+        hits["mapped_asr"] = (answers == mapped_target)[others & (labels != mapped_target)]
+    return hits
 
 
 def benign_accuracy(

@@ -87,9 +87,11 @@ def run(
     victim.check(settings["victim"], dataset)
     attack = build_attack(settings, dataset)
     attack.check(dataset.train.labels)
-    this = Run(settings, dataset, work, *open_records(settings, work, overwrite=overwrite))
+    this = Run(settings, dataset, work, *open_records(settings, dataset, work, overwrite=overwrite))
     work.create()
     write_json(work.settings, settings)
+    if dataset.changes is not None:
+        write_json(work.dataset, {"class_names": dataset.class_names, "sha256": dataset.sha256, **dataset.changes})
 
     if "victim" in stages and not settings["victim"]["workdir"] and this.victim.outcome is None:
         train_victim(this, attack)
@@ -122,7 +124,9 @@ def build_attack(settings: Mapping[str, Any], dataset: Dataset) -> Attack:
     )
 
 
-def open_records(settings: Mapping[str, Any], work: Workdir, *, overwrite: bool) -> tuple[Record, dict[str, Record]]:
+def open_records(
+    settings: Mapping[str, Any], dataset: Dataset, work: Workdir, *, overwrite: bool
+) -> tuple[Record, dict[str, Record]]:
     """Opens the records of the stages, and refuses what was made from other settings, or deletes it.
 
     Returns:
@@ -131,8 +135,7 @@ def open_records(settings: Mapping[str, Any], work: Workdir, *, overwrite: bool)
     borrowed = settings["victim"]["workdir"]
     made_from = {
         "seed": settings["seed"],
-        # Not where the images lie.
-        "dataset": {name: value for name, value in settings["dataset"].items() if name not in ("data_dir", "root")},
+        "dataset": _identity(settings["dataset"], dataset),
         "attack": settings["attack"],
         "victim": {name: value for name, value in settings["victim"].items() if name != "workdir"},
     }
@@ -154,6 +157,12 @@ def open_records(settings: Mapping[str, Any], work: Workdir, *, overwrite: bool)
         if defenses[name].admit(f"defend ({name})", overwrite=overwrite):
             work.results.unlink(missing_ok=True)
     return record, defenses
+
+
+def _identity(section: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """What tells which images they are: not where they lie, but what they are where their name does not say it."""
+    named = {name: value for name, value in section.items() if name not in ("data_dir", "root", "test_root")}
+    return named if dataset.sha256 is None else {**named, "sha256": dataset.sha256}
 
 
 def train_victim(run: Run, attack: Attack) -> None:

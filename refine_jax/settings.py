@@ -47,6 +47,9 @@ def default() -> ml_collections.ConfigDict:
                 "root": str,  # where a user's own images lie
                 "classes": tuple,
                 "per_class": tuple,  # images of each class to train and to test on
+                "test_root": str,  # where those to test on lie, if not below root
+                "image_size": int,  # side to bring pictures to
+                "class_names": tuple,  # in the order of the classifier's outputs
             },
             "attack": {
                 "name": "badnets",
@@ -154,6 +157,12 @@ def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
         SettingError: The first field that is impossible.
     """
     count, victim, target = len(dataset.train.labels), settings["victim"], settings["attack"]["target"]
+    if not (dataset.train.has_labels and dataset.test.has_labels):
+        raise SettingError(
+            "dataset.name",
+            settings["dataset"]["name"],
+            "images with labels, as a victim is trained and measured by them",
+        )
     if target >= dataset.num_classes:
         raise SettingError("attack.target", target, f"a class of {dataset.name}, 0 to {dataset.num_classes - 1}")
     if victim["batch_size"] > count:

@@ -32,6 +32,7 @@ class Workdir:
         if is_file:
             raise WorkdirError(f"the working directory {self.root} is a file: name a directory")
         self.settings = self.root / "settings.json"
+        self.dataset = self.root / "dataset.json"
         self.metrics = self.root / "metrics.jsonl"
         self.results = self.root / "results.json"
         self.attack = self.root / "attack"

@@ -88,6 +88,17 @@ def test_triggered_images_may_be_others_than_the_clean_ones():
     assert (nothing["ba"], nothing["asr"], nothing["asr_all"]) == (2 / 3, None, None)
 
 
+def test_what_is_not_known_is_not_measured():
+    images, permutation = images_of([0, 1, 1]), np.array([1, 0, 3, 4, 2])
+    clean = evaluation.measure(read, images, np.array([0, 1, 2]), None, 0, permutation)
+    assert clean["counts"] == {"ba": [2, 3], "asr": None, "asr_all": None, "mapped_asr": None, "ra": None}
+    unlabeled = evaluation.measure(read, images, None, images_of([0, 0, 1]), 0, permutation)
+    assert unlabeled["counts"] == {"ba": None, "asr": None, "asr_all": [2, 3], "mapped_asr": None, "ra": None}
+    both = evaluation.measure(read, images, None, images_of([0, 1, 1]), 0, permutation, np.array([0, 2, 2]))
+    assert both["counts"] == {"ba": None, "asr": [0, 2], "asr_all": [1, 3], "mapped_asr": [2, 2], "ra": [0, 2]}
+    assert evaluation.defense_effectiveness(clean, unlabeled) == (None, None)
+
+
 @pytest.mark.parametrize("count", [1, 249, 250, 251, 777])
 def test_the_whole_set_is_measured_in_batches_of_one_size(count):
     rng = np.random.default_rng(count)

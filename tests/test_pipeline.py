@@ -1,5 +1,6 @@
 """The stages of a run, from images to results.json, with networks and images small enough to compile at once."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -13,7 +14,7 @@ from PIL import Image
 from refine_jax import pipeline, settings, victim
 from refine_jax.attacks import kept
 from refine_jax.datasets import registry as datasets
-from refine_jax.datasets.images import Dataset, Split
+from refine_jax.datasets.images import NO_LABEL, Dataset, Split
 from refine_jax.errors import RefineError, SettingError, WorkdirError
 from refine_jax.networks import registry as networks
 
@@ -170,6 +171,36 @@ def test_the_defense_never_reads_a_label(done, folder, tiny, tmp_path, monkeypat
     monkeypatch.setitem(datasets.DATASETS, "made", lambda **_: shuffled)
     again = pipeline.run(config(victim__workdir=str(folder)), str(tmp_path))
     assert again["hashes"]["refine"] == done["hashes"]["refine"]
+
+
+def test_images_of_a_folder_are_known_by_what_they_are_and_what_was_left_out_is_written(
+    done, tiny, tmp_path, monkeypatch
+):
+    changes = {"counts": {"an empty file": 1}, "files": [["a/b.png", "an empty file"]]}
+    for name, images in (("made", "a"), ("moved", "a"), ("changed", "b")):
+        of_folder = dataclasses.replace(tiny, sha256=images * 64, changes=changes)
+        monkeypatch.setitem(datasets.DATASETS, name, lambda made=of_folder, **_: made)
+    assert pipeline.run(config(), str(tmp_path), ["victim"]) is None
+    assert json.loads((tmp_path / "dataset.json").read_text()) == {
+        "class_names": ["a", "b", "c", "d"],
+        "sha256": "a" * 64,
+        **changes,
+    }
+    monkeypatch.setitem(datasets.DATASETS, "made", datasets.DATASETS["moved"])
+    assert pipeline.run(config(), str(tmp_path), ["victim"]) is None
+    monkeypatch.setitem(datasets.DATASETS, "made", datasets.DATASETS["changed"])
+    with pytest.raises(WorkdirError, match=r"stage 'victim'.*dataset.sha256: 'aaa"):
+        pipeline.run(config(), str(tmp_path), ["victim"])
+
+
+@pytest.mark.parametrize("unlabeled", ["train", "test"])
+def test_a_victim_is_not_trained_without_labels(tiny, tmp_path, monkeypatch, unlabeled):
+    there = getattr(tiny, unlabeled)
+    bare = dataclasses.replace(tiny, **{unlabeled: Split(there.images, np.full_like(there.labels, NO_LABEL))})
+    monkeypatch.setitem(datasets.DATASETS, "made", lambda **_: bare)
+    with pytest.raises(SettingError, match=r"dataset.name = 'made': allowed: images with labels"):
+        pipeline.run(config(), str(tmp_path))
+    assert not (tmp_path / "victim").exists()
 
 
 def test_stages_one_by_one(done, tmp_path):

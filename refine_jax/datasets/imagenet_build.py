@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from refine_jax.datasets import imagenet_classes, imagenet_pictures, preparation
+from refine_jax.datasets import imagenet_classes, imagenet_pictures, pictures, preparation
 from refine_jax.datasets.imagenet_classes import describe, rank
 from refine_jax.datasets.imagenet_source import Prepared, Source, Tar, Tree, open_source
 from refine_jax.errors import DataError
@@ -249,7 +249,7 @@ def _mend(place: Tree | Tar, wordnet_id: str, name: str, short_side: int | None)
     """Returns a picture as it is to be kept, None where it cannot be used, and what was done, for the list."""
     try:
         encoded, wrong = imagenet_pictures.repair(place.read(wordnet_id, name), short_side)
-    except (OSError, imagenet_pictures.UnreadableError) as error:
+    except (OSError, pictures.UnreadableError) as error:
         return None, f"{_SKIPPED}: {error}"
     return encoded, f"converted: {wrong}" if wrong else ""
 

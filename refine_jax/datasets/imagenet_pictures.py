@@ -3,17 +3,12 @@
 import io
 
 import numpy as np
-from PIL import Image
+
+from refine_jax.datasets.pictures import middle, open_picture, resize
 
 SIZE = 224
 SHORT_SIDE = 256
 QUALITY = 95  # of what has to be encoded again
-# What Pillow raises for files that are damaged, cut off, or no pictures; the last for a size that cannot be meant.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-
-
-class UnreadableError(Exception):
-    """A file that is no picture, or a damaged one."""
 
 
 def repair(encoded: bytes, short_side: int | None) -> tuple[bytes, str]:
@@ -29,7 +24,7 @@ def repair(encoded: bytes, short_side: int | None) -> tuple[bytes, str]:
     Raises:
         UnreadableError: It cannot be decoded as a whole; why.
     """
-    image = _open(encoded)
+    image = open_picture(encoded)
     wrong = []
     if image.format not in ("JPEG", "MPO"):  # a JPEG with further pictures behind it is one for our purposes
         wrong.append(f"{image.format} in place of JPEG")
@@ -62,26 +57,7 @@ def crop(encoded: bytes) -> np.ndarray:
     References:
         torchvision's Resize(256) and CenterCrop(224), the usual evaluation on ImageNet.
     """
-    image = _open(encoded).convert("RGB")
+    image = open_picture(encoded).convert("RGB")
     if image.size != (SIZE, SIZE):
-        image = resize(image, SHORT_SIDE)
-        left, top = (round((side - SIZE) / 2) for side in image.size)
-        image = image.crop((left, top, left + SIZE, top + SIZE))
+        image = middle(resize(image, SHORT_SIDE), SIZE)
     return np.asarray(image)
-
-
-def resize(image: Image.Image, short_side: int) -> Image.Image:
-    """Returns the image with its short side of the given length; the other is rounded down."""
-    if min(image.size) == short_side:
-        return image
-    width, height = (short_side * side // min(image.size) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BILINEAR)
-
-
-def _open(encoded: bytes) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        image.load()  # all of it: a file that was cut off opens well
-    except _UNREADABLE as error:
-        raise UnreadableError(str(error) or type(error).__name__) from error
-    return image

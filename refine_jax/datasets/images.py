@@ -1,9 +1,13 @@
 """What a data set is to the rest of the project: two splits of uint8 images and labels, and a few facts."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import chex
 import numpy as np
+
+NO_LABEL = -1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -12,7 +16,7 @@ class Split:
 
     Args:
         images: RGB, uint8; may be mapped from a file. [N, H, W, 3]
-        labels: int32. [N]
+        labels: int32; all of them NO_LABEL where none is known. [N]
     """
 
     images: np.ndarray
@@ -27,6 +31,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether the images' classes are known."""
+        return bool((self.labels != NO_LABEL).all())
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
@@ -36,9 +45,11 @@ class Dataset:
         name: One of `datasets.names()`.
         train: What is trained on.
         test: What is measured on, always as a whole.
-        class_names: In the order of the labels. [K]
+        class_names: In the order of the labels. [K]; empty where no image has a label.
         mean: Of each channel over the training images, in units of [0, 1].
         std: Likewise.
+        sha256: Of the images and labels, where the name does not say which they are.
+        changes: Files that were not taken as they are, and why; JSON values.
     """
 
     name: str
@@ -47,6 +58,8 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    sha256: str | None = None
+    changes: Mapping[str, Any] | None = None
 
     def __post_init__(self):
         chex.assert_equal_shape_suffix([self.train.images, self.test.images], 3)

@@ -5,13 +5,14 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from refine_jax.datasets import cifar10, digits, imagenet50
+from refine_jax.datasets import cifar10, digits, folder, imagenet50
 from refine_jax.datasets.images import Dataset
 from refine_jax.errors import SettingError, choose
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "cifar10": cifar10.load,
     "digits": digits.load,
+    "folder": folder.load,
     "imagenet50": imagenet50.load,
 }
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refine_jax.datasets import imagenet_pictures
+from refine_jax.datasets import imagenet_pictures, pictures
 from tests.datasets import imagenet
 
 
@@ -63,7 +63,7 @@ BROKEN = {
 def test_what_cannot_be_decoded_is_refused(broken):
     encoded = BROKEN[broken](imagenet.encode(Image.fromarray(noise(30, 40))))
     for use in (lambda: imagenet_pictures.repair(encoded, 256), lambda: imagenet_pictures.crop(encoded)):
-        with pytest.raises(imagenet_pictures.UnreadableError) as caught:
+        with pytest.raises(pictures.UnreadableError) as caught:
             use()
         assert str(caught.value)
 

@@ -1,0 +1,232 @@
+"""A folder of the user's own pictures, in class folders or without labels; nothing in it is trusted.
+
+Reading is bounded in files, bytes, pixels and memory. A file that cannot be taken is left out, and which and why is
+kept in `Dataset.changes`.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from refine_jax.datasets import cache, folder_files
+from refine_jax.datasets.folder_files import Changes, Tree, shown
+from refine_jax.datasets.folder_pictures import read_pictures
+from refine_jax.datasets.images import NO_LABEL, Dataset, Split
+from refine_jax.errors import DataError, SettingError, choose
+from refine_jax.files import hash_arrays
+
+logger = logging.getLogger(__name__)
+
+NAME = "folder"
+_FIELD = "dataset.root"
+_TEST_FOLDERS = ("test", "val")
+_LARGEST_SIDE = 4096
+# One picture in so many is held back where there is no folder of test pictures.
+_TEST_EVERY = 5
+_WARNED = 3
+
+
+def load(
+    *,
+    data_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    root: str | os.PathLike | None = None,
+    test_root: str | os.PathLike | None = None,
+    image_size: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Dataset:
+    """Returns the pictures of a folder, decoded once and mapped from a cache after that.
+
+    The folder is one of class folders, or of pictures without labels, or has train/ and perhaps test/ or val/ of
+    these. Class folders are numbered by their sorted names, as torchvision's ImageFolder does. Where there is no
+    folder of test pictures, every fifth picture of each class is one, by the SHA-256 of its path.
+
+    Args:
+        data_dir: Not looked at.
+        cache_dir: Where decoded images are kept; None: see `cache.directory`.
+        root: The folder.
+        test_root: Another one, whose pictures are the test images; those of `root` are all trained on then.
+        image_size: Side that pictures are brought to: the short side is resized to it, and the middle is taken;
+            None: as they are, and all must have one size.
+        class_names: The classes in the order of their numbers, where that is not the sorted one; some may have no
+            folder.
+
+    Raises:
+        SettingError: An option has a value that cannot be.
+        DataError: There is not what is needed; what, and where.
+    """
+    del data_dir
+    trees, changes = _find(root, test_root), Changes()
+    read = {
+        name: folder_files.read_tree(place, changes, "dataset.test_root" if name == "test" and test_root else _FIELD)
+        for name, place in trees.items()
+    }
+    if image_size is not None and not 1 <= image_size <= _LARGEST_SIDE:
+        raise SettingError("dataset.image_size", image_size, f"1 to {_LARGEST_SIDE}")
+    names = _class_names(read, class_names)
+    for name, tree in read.items():
+        if not tree.files:
+            raise DataError(
+                f"{shown(trees[name])} holds no picture ({', '.join(folder_files.SUFFIXES)}){changes.summary()}"
+            )
+    files = {name: _labeled(tree, names) for name, tree in read.items()}
+    if "test" not in files:
+        files = _hold_back(files["train"], read["train"])
+    places = {name: read.get(name, read["train"]).place for name in files}
+    key = _fingerprint(files, places, image_size)
+    arrays = cache.load_or_build(NAME, key, lambda: _build(files, places, image_size), cache_dir)
+    changes.add(json.loads(bytes(arrays["changes"])))
+    _tell(changes)
+    return Dataset(
+        name=NAME,
+        train=Split(arrays["train_images"], arrays["train_labels"]),
+        test=Split(arrays["test_images"], arrays["test_labels"]),
+        class_names=names,
+        mean=_three(arrays["mean"]),
+        std=_three(arrays["std"]),
+        sha256=bytes(arrays["sha256"]).decode(),
+        changes=changes.to_json(),
+    )
+
+
+def _find(root: str | os.PathLike | None, test_root: str | os.PathLike | None) -> dict[str, pathlib.Path]:
+    """The folders of training images and, where there is one, of test images."""
+    if root is None:
+        raise SettingError(_FIELD, root, "a folder of pictures: of class folders, or of pictures without labels")
+    given = {_FIELD: root} | ({"dataset.test_root": test_root} if test_root is not None else {})
+    places = []
+    for field, value in given.items():
+        path = pathlib.Path(value).expanduser().absolute()
+        try:
+            is_folder = path.is_dir()
+        except (OSError, ValueError):  # no name that a file could have
+            is_folder = False
+        if not is_folder:
+            raise SettingError(
+                field,
+                str(value),
+                "a folder of pictures; " + ("this is a file" if path.exists() else "this is not there"),
+            )
+        places.append(path)
+    train = folder_files.inside(places[0], "train")
+    if test_root is not None:
+        return {"train": train or places[0], "test": places[1]}
+    test = next((found for name in _TEST_FOLDERS if (found := folder_files.inside(places[0], name))), None)
+    if train is None or test is None:
+        return {"train": train or places[0]}
+    return {"train": train, "test": test}
+
+
+def _class_names(trees: dict[str, Tree], given: Sequence[str] | None) -> tuple[str, ...]:
+    """The classes in the order of their numbers; none where no picture has a label."""
+    if given is not None:
+        if len(given) < 2 or len(set(given)) < len(given) or not all(isinstance(name, str) for name in given):
+            raise SettingError("dataset.class_names", given, "two or more names, each once, such as ('cat', 'dog')")
+        names = tuple(given)
+    else:
+        names = next((tree.classes for tree in trees.values() if tree.classes), ())
+        if len(names) == 1:
+            raise DataError(
+                f"{shown(trees['train'].place)} has one class folder, {shown(names[0])}: two or more are class "
+                "folders; pictures without labels lie in the folder itself"
+            )
+        if all(name.isdecimal() for name in names) and sorted(names, key=int) != list(names):
+            logger.warning(
+                "dataset: class folders are numbered by their sorted names, as torchvision does, so '10' comes "
+                "before '2'; dataset.class_names gives another order"
+            )
+    for tree in trees.values():
+        for name in tree.classes:
+            choose(f"a class folder of {shown(tree.place)}", name, names)
+    return names
+
+
+def _labeled(tree: Tree, names: tuple[str, ...]) -> list[tuple[str, int]]:
+    """The files with their numbers among all classes."""
+    if not tree.classes:
+        return [(path, NO_LABEL) for path, _ in tree.files]
+    labels = [names.index(name) for name in tree.classes]
+    return [(path, labels[position]) for path, position in tree.files]
+
+
+def _hold_back(files: list[tuple[str, int]], tree: Tree) -> dict[str, list[tuple[str, int]]]:
+    """Every fifth picture of each class is a test image, in an order that has nothing to do with their names' own."""
+    shuffled = sorted(files, key=lambda file: hashlib.sha256(os.fsencode(file[0])).digest())
+    by_class: dict[int, list[str]] = {}
+    for path, label in shuffled:
+        by_class.setdefault(label, []).append(path)
+    test = {path for paths in by_class.values() for path in paths[_TEST_EVERY - 1 :: _TEST_EVERY]}
+    if not test:
+        raise DataError(
+            f"{shown(tree.place)} has too few pictures to hold back every {_TEST_EVERY}th of a class as a test image: "
+            "give test pictures as dataset.test_root"
+        )
+    return {
+        "train": [file for file in files if file[0] not in test],
+        "test": [file for file in files if file[0] in test],
+    }
+
+
+def _fingerprint(
+    files: dict[str, list[tuple[str, int]]], places: dict[str, pathlib.Path], image_size: int | None
+) -> str:
+    """A short hash that changes when a file does."""
+    digest = hashlib.sha256(json.dumps(image_size).encode())
+    for name, listed in files.items():
+        for path, label in listed:
+            try:
+                status = (places[name] / path).stat()
+            except OSError:  # is noted when it is decoded
+                continue
+            digest.update(os.fsencode(f"{name} {label} {status.st_size} {status.st_mtime_ns} {places[name]}/{path}\n"))
+    return digest.hexdigest()[:16]
+
+
+def _build(
+    files: dict[str, list[tuple[str, int]]], places: dict[str, pathlib.Path], image_size: int | None
+) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    changes = Changes()
+    logger.info("dataset: %d pictures of %s are decoded, once", sum(map(len, files.values())), shown(places["train"]))
+    for name, listed in files.items():
+        arrays[f"{name}_images"], arrays[f"{name}_labels"] = read_pictures(places[name], listed, image_size, changes)
+    sizes = [arrays[f"{name}_images"].shape[1:3] for name in files]
+    if len(set(sizes)) > 1:
+        (height, width), (test_height, test_width) = sizes
+        allowed = (
+            f"a side to bring all pictures to: those to train on have {width} x {height} pixels, those to test on"
+        )
+        raise SettingError("dataset.image_size", None, f"{allowed} {test_width} x {test_height}")
+    sha256 = hash_arrays(arrays)
+    arrays["mean"], arrays["std"] = _statistics(arrays["train_images"])
+    arrays["sha256"] = np.frombuffer(sha256.encode(), np.uint8)
+    arrays["changes"] = np.frombuffer(json.dumps(changes.to_json()).encode(), np.uint8)
+    return arrays
+
+
+def _statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each channel in units of [0, 1]; no deviation is 0, since it is divided by."""
+    values = np.arange(256) / 255
+    shares = np.stack([np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(3)])
+    shares = shares / shares.sum(axis=1, keepdims=True)  # [3, 256]
+    mean = shares @ values
+    variance = (shares * (values - mean[:, None]) ** 2).sum(axis=1)
+    return mean, np.maximum(np.sqrt(variance), 1 / 255)
+
+
+def _three(channels: np.ndarray) -> tuple[float, float, float]:
+    red, green, blue = map(float, channels)
+    return red, green, blue
+
+
+def _tell(changes: Changes) -> None:
+    """Says how many files were not taken as they are, with a few names."""
+    for what, count in changes.counts.items():
+        names = [path for path, why in changes.files if why.startswith(what)][:_WARNED]
+        more = ", ..." if count > len(names) else ""
+        logger.warning("dataset: %d files: %s (%s%s)", count, what, ", ".join(names), more)

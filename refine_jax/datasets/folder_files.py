@@ -1,0 +1,212 @@
+"""Which pictures a folder from a stranger has, and what was left out and why: looked at, not yet opened."""
+
+import dataclasses
+import os
+import pathlib
+import stat
+from collections.abc import Mapping
+from typing import Any
+
+from refine_jax.errors import DataError
+
+SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".webp")
+MAX_FILE_BYTES = 1 << 26
+MAX_FILES = 2_000_000
+_MAX_DEPTH = 8
+# What is listed by name; all of it is counted.
+_LISTED = 10_000
+
+
+class Changes:
+    """What was not taken as it is: counts by reason, and names."""
+
+    def __init__(self):
+        self.counts: dict[str, int] = {}
+        self.files: list[list[str]] = []
+
+    def note(self, path: str | os.PathLike, what: str, detail: str = "") -> None:
+        """Notes a file.
+
+        Args:
+            path: Its name, whatever characters it has.
+            what: A sentence that many files may share.
+            detail: What is this file's own.
+        """
+        self.counts[what] = self.counts.get(what, 0) + 1
+        if len(self.files) < _LISTED:
+            self.files.append([shown(path), f"{what}: {detail}" if detail else what])
+
+    def add(self, others: Mapping[str, Any]) -> None:
+        """Notes what `to_json` of others has given."""
+        for what, count in others["counts"].items():
+            self.counts[what] = self.counts.get(what, 0) + count
+        self.files = (self.files + others["files"])[:_LISTED]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the counts, and as many names as are kept."""
+        return {"counts": self.counts, "files": self.files}
+
+    def summary(self) -> str:
+        """Returns the counts as the end of an error's sentence; "" where there are none."""
+        counts = [f"{count} files, {what}" for what, count in self.counts.items()]
+        return f"; left out: {'; '.join(counts)}" if counts else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """Pictures of one folder.
+
+    Attributes:
+        place: The folder.
+        classes: Names of its class folders, sorted; none where pictures lie in it directly.
+        files: Paths below `place`, sorted, and the position in `classes` of each; 0 where there are none.
+    """
+
+    place: pathlib.Path
+    classes: tuple[str, ...]
+    files: tuple[tuple[str, int], ...]
+
+
+def read_tree(place: pathlib.Path, changes: Changes, field: str) -> Tree:
+    """Lists the pictures of a folder: its own, or those of its class folders and of the folders in these.
+
+    Names that begin with a dot are passed over. A file counts where it is a regular one and its suffix is one of
+    `SUFFIXES`; a link counts where it leads to such a file within the folder, and no link to a folder is followed.
+
+    Args:
+        place: The folder.
+        changes: Where the files that are left out are noted.
+        field: Name of the setting that it is from.
+
+    Raises:
+        DataError: It cannot be read, has pictures beside class folders, a class folder without a picture, one whose
+            name cannot be printed, or more than `MAX_FILES` files.
+    """
+    try:
+        entries = _entries(os.fspath(place))
+    except OSError as error:
+        raise DataError(f"{shown(place)}: cannot be read: {error.strerror}") from error
+    root = os.path.realpath(place)
+    walk = _Walk(root, changes)
+    loose = [entry.name for entry in entries if walk.takes_file(entry, entry.name)]
+    folders = [entry for entry in entries if walk.is_folder(entry, entry.name)]
+    by_class = {folder.name: walk.below(folder) for folder in folders}
+    if loose and any(by_class.values()):
+        raise DataError(
+            f"{shown(place)} ({field}) has {len(loose)} pictures beside {len(folders)} folders of pictures: class "
+            "folders alone are taken, or pictures alone"
+        )
+    if loose:
+        return Tree(place, (), tuple((name, 0) for name in sorted(loose)))
+    for name, found in by_class.items():
+        if not name.isprintable():
+            raise DataError(f"{shown(place)} ({field}): the class folder {shown(name)} has a name that is no text")
+        if not found:
+            raise DataError(
+                f"{shown(place)} ({field}): the class folder {shown(name)} holds no picture: remove it, or put the "
+                "pictures in; the other classes' numbers would depend on it"
+            )
+    classes = tuple(sorted(by_class))
+    files = tuple((file, label) for label, name in enumerate(classes) for file in sorted(by_class[name]))
+    return Tree(place, classes, files)
+
+
+def inside(place: pathlib.Path, name: str) -> pathlib.Path | None:
+    """Returns a folder of this name within a folder, None where there is none.
+
+    Raises:
+        DataError: It is a link that leads out.
+    """
+    path = place / name
+    if not path.is_dir():
+        return None
+    if not _is_below(os.path.realpath(path), os.path.realpath(place)):
+        raise DataError(f"{shown(path)} is a link that leads out of the folder: give what it leads to")
+    return path
+
+
+def shown(path: str | os.PathLike) -> str:
+    """Returns a name for a message, in ASCII and not too long."""
+    text = ascii(os.fspath(path))[1:-1]
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-90:]}"
+
+
+class _Walk:
+    """Looks at the files below one folder, and notes those that are left out."""
+
+    def __init__(self, root: str, changes: Changes):
+        self._root, self._changes, self._count = root, changes, 0
+
+    def below(self, folder: os.DirEntry) -> list[str]:
+        """Paths of the pictures in a folder and the folders in it, from the root's place on."""
+        found, waiting = [], [(folder.path, folder.name, 1)]
+        while waiting:
+            path, name, depth = waiting.pop()
+            try:
+                entries = _entries(path)
+            except OSError as error:
+                self._changes.note(name, "a folder that cannot be read", str(error.strerror))
+                continue
+            for entry in entries:
+                below = f"{name}/{entry.name}"
+                if self.is_folder(entry, below):
+                    if depth < _MAX_DEPTH:
+                        waiting.append((entry.path, below, depth + 1))
+                    else:
+                        self._changes.note(below, f"a folder more than {_MAX_DEPTH} deep")
+                elif self.takes_file(entry, below):
+                    found.append(below)
+        return found
+
+    def is_folder(self, entry: os.DirEntry, name: str) -> bool:
+        """Whether it is a folder, and no link to one."""
+        if not _is(entry, stat.S_ISDIR):
+            return False
+        if entry.is_symlink():
+            self._changes.note(name, "a link to a folder")
+            return False
+        return True
+
+    def takes_file(self, entry: os.DirEntry, name: str) -> bool:
+        """Whether it is a file to be opened."""
+        self._count += 1
+        if self._count > MAX_FILES:
+            raise DataError(f"{shown(self._root)} has more than {MAX_FILES} files")
+        if _is(entry, stat.S_ISDIR):
+            return False
+        reason = self._against(entry)
+        if reason:
+            self._changes.note(name, reason)
+        return not reason
+
+    def _against(self, entry: os.DirEntry) -> str:
+        """Why a file is left out; "" where it is not."""
+        try:
+            if entry.is_symlink() and not _is_below(os.path.realpath(entry.path), self._root):
+                return "a link that leads out of the folder"
+            status = entry.stat()
+        except OSError:
+            return "a link that leads nowhere" if entry.is_symlink() else "cannot be read"
+        if not stat.S_ISREG(status.st_mode):
+            return "no regular file"
+        if not entry.name.lower().endswith(SUFFIXES):
+            return f"no picture by its name (not {' '.join(SUFFIXES)})"
+        if status.st_size > MAX_FILE_BYTES:
+            return f"more than {MAX_FILE_BYTES >> 20} MiB"
+        return "" if status.st_size else "an empty file"
+
+
+def _entries(path: str) -> list[os.DirEntry]:
+    with os.scandir(path) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def _is(entry: os.DirEntry, kind) -> bool:
+    try:
+        return kind(entry.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _is_below(path: str, root: str) -> bool:
+    return os.path.commonpath([path, root]) == root
