@@ -30,6 +30,10 @@ class WorkdirError(RefineError):
     """A working directory holds something other than what this run needs."""
 
 
+class StorageError(RefineError):
+    """Something cannot be written: the disk is full, or will not take it."""
+
+
 def choose(field: str, value: str, names: Iterable[str]) -> str:
     """Returns `value` where it is one of `names`, else raises with the names and the nearest one.
 

@@ -307,9 +307,8 @@ def describe_attack(run: Run) -> dict[str, Any]:
 def make_journal(run: Run, folder: pathlib.Path, identity: dict[str, Any]) -> Journal:
     """Returns where a training leaves its traces."""
     section = run.settings["run"]
-    return Journal(
-        folder / "checkpoints", run.work.metrics, identity, section["log_every"], section["checkpoint_minutes"]
-    )
+    names = ("log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints")
+    return Journal(folder / "checkpoints", run.work.metrics, identity, **{name: section[name] for name in names})
 
 
 _COSTS = ("train_seconds", "train_images_per_second", "parameters")

@@ -77,7 +77,10 @@ def default() -> ml_collections.ConfigDict:
             },
             "run": {
                 "log_every": 10,  # steps between two rows of metrics.jsonl
+                # Between two checkpoints: whichever comes first. The steps are open: minutes alone.
                 "checkpoint_minutes": 5.0,
+                "checkpoint_steps": int,
+                "keep_checkpoints": 2,  # the newest; the one with the lowest training loss stays beside them
             },
         }
     )
@@ -141,6 +144,13 @@ def _check_values(settings: Mapping[str, Any]) -> None:
         ("attack.target", attack["target"], attack["target"] >= 0, "a class, counted from 0"),
         ("run.log_every", run["log_every"], run["log_every"] >= 1, "1 or more"),
         ("run.checkpoint_minutes", run["checkpoint_minutes"], run["checkpoint_minutes"] > 0, "above 0"),
+        (
+            "run.checkpoint_steps",
+            run["checkpoint_steps"],
+            run["checkpoint_steps"] is None or run["checkpoint_steps"] >= 1,
+            "1 or more",
+        ),
+        ("run.keep_checkpoints", run["keep_checkpoints"], run["keep_checkpoints"] >= 1, "1 or more"),
     ):
         if not fine:
             raise SettingError(field, value, allowed)

@@ -19,7 +19,7 @@ from refine_jax.datasets.feed import Feed, batch_images
 from refine_jax.datasets.images import Dataset
 from refine_jax.keys import named_key
 from refine_jax.training import loop
-from refine_jax.training.checkpoints import Checkpoints
+from refine_jax.training.checkpoints import read
 from refine_jax.training.compilation import compile_training
 from refine_jax.training.optimizer import create_optimizer, create_schedule
 from refine_jax.training.state import TrainState, create_train_state
@@ -132,8 +132,7 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation, augment: Au
 
 def load(checkpoints: pathlib.Path) -> dict[str, Any]:
     """Returns the variables of the victim that a training has left in a folder of checkpoints."""
-    with Checkpoints(checkpoints) as kept:
-        arrays, _ = kept.restore()
+    arrays, _ = read(checkpoints)
     return {"params": arrays["params"], "batch_stats": arrays["batch_stats"]}
 
 

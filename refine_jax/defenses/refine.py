@@ -36,7 +36,7 @@ from refine_jax.keys import named_key
 from refine_jax.losses import l2_normalize, mapped_binary_cross_entropy, mapped_cross_entropy, supervised_contrastive
 from refine_jax.networks.unet import UNet
 from refine_jax.training import loop, optimizer
-from refine_jax.training.checkpoints import Checkpoints
+from refine_jax.training.checkpoints import read
 from refine_jax.training.compilation import compile_training
 from refine_jax.training.state import TrainState, create_train_state
 
@@ -334,8 +334,7 @@ def load(
         settings: The section 'defense' of a configuration, whole, as it was trained with.
         image_size: (H, W) of the images that it was trained on.
     """
-    with Checkpoints(checkpoints) as kept:
-        arrays, _ = kept.restore()
+    arrays, _ = read(checkpoints)
     variables = {"params": arrays["params"], "batch_stats": arrays["batch_stats"]}
     unet = UNet(width=settings["width"], depth=settings["depth"])
     permutation = jnp.asarray(arrays["permutation"])

@@ -2,9 +2,11 @@
 
 import dataclasses
 import logging
+import math
 import pathlib
+import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,9 @@ class Journal:
         metrics: The metrics.jsonl.
         identity: JSON values kept with each checkpoint; one with others is not gone on from.
         log_every: Steps between two rows of metrics.jsonl.
-        checkpoint_minutes: Between two checkpoints.
+        checkpoint_minutes: Between two checkpoints, at most.
+        checkpoint_steps: Between two checkpoints, at most; None: whatever the minutes give.
+        keep_checkpoints: How many of the newest checkpoints are kept; the best is kept beside them.
     """
 
     checkpoints: pathlib.Path
@@ -34,6 +38,8 @@ class Journal:
     identity: dict[str, Any]
     log_every: int
     checkpoint_minutes: float
+    checkpoint_steps: int | None = None
+    keep_checkpoints: int = 2
 
 
 class Writer:
@@ -58,13 +64,18 @@ class Writer:
         self.log_every, self.seconds = journal.log_every, seconds
         self._journal, self._checkpoints, self._metrics, self._kept = journal, checkpoints, metrics, kept
         self._saved_at = time.monotonic()
+        self._losses: list[float] = []  # of the steps since the last checkpoint
 
-    def is_due(self) -> bool:
-        """Returns whether it is time for a checkpoint."""
+    def is_due(self, step: int) -> bool:
+        """Returns whether it is time for a checkpoint after so many steps."""
+        every = self._journal.checkpoint_steps
+        if every and step % every == 0:
+            return True
         return time.monotonic() - self._saved_at >= 60 * self._journal.checkpoint_minutes
 
-    def write_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
+    def write_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
         """Appends the rows that are asked for, of one a step."""
+        self._losses += [row["loss"] for row in rows]
         self._metrics.append(row for row in rows if row["step"] % self.log_every == 0 or row["step"] == 1)
 
     def save(self, step: int, state: TrainState, seconds: float) -> None:
@@ -76,7 +87,10 @@ class Writer:
             seconds: That this run has spent training.
         """
         meta = {"identity": self._journal.identity, "seconds": self.seconds + seconds}
-        self._checkpoints.save(step, {**vars(state), **self._kept}, meta)
+        # Of the steps that led to it: what is the best is not chosen by looking at anything else.
+        loss = statistics.fmean(self._losses) if self._losses else math.inf
+        self._checkpoints.save(step, {**vars(state), **self._kept}, meta, loss)
+        self._losses.clear()
         self._saved_at = time.monotonic()
 
     def where_saved(self) -> str:
@@ -89,11 +103,11 @@ class Unwritten:
 
     log_every, seconds = 100, 0.0
 
-    def is_due(self) -> bool:
+    def is_due(self, step: int) -> bool:
         """Never."""
         return False
 
-    def write_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
+    def write_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
         """Does nothing."""
 
     def save(self, step: int, state: TrainState, seconds: float) -> None:
@@ -120,11 +134,12 @@ def resume(
         (the state to go on from, the writer of what follows).
 
     Raises:
-        WorkdirError: A checkpoint has another identity, or other arrays than `kept`, or cannot be read.
+        WorkdirError: A checkpoint has another identity, or other arrays than `kept`, or none is whole.
     """
     seconds = 0.0
-    if checkpoints.latest_step() is not None:
-        tree, meta = checkpoints.restore({**vars(state), **kept})
+    restored = checkpoints.restore_newest_whole({**vars(state), **kept})
+    if restored is not None:
+        tree, meta = restored
         if meta["identity"] != journal.identity:
             raise WorkdirError(f"{journal.checkpoints} is of {meta['identity']}, this run of {journal.identity}")
         for name, value in kept.items():

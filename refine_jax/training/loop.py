@@ -69,7 +69,8 @@ def fit(
         The trained state, with the time it took.
 
     Raises:
-        WorkdirError: A checkpoint has another identity, or other arrays than `kept`, or cannot be read.
+        WorkdirError: A checkpoint has another identity, or other arrays than `kept`, or none is whole.
+        StorageError: A checkpoint cannot be written.
         Interrupted: SIGINT or SIGTERM came; with a journal, the state was saved.
         Diverged: The loss is not finite.
     """
@@ -77,7 +78,7 @@ def fit(
         with StopRequest() as stop:
             return _run(stage, step, state, data, feed, schedule, stop, Unwritten())
     # The last checkpoint is written before signals mean again what they meant.
-    with StopRequest() as stop, Checkpoints(journal.checkpoints) as checkpoints:
+    with StopRequest() as stop, Checkpoints(journal.checkpoints, journal.keep_checkpoints) as checkpoints:
         state, writer = resume(stage, state, journal, checkpoints, kept)
         return _run(stage, step, state, data, feed, schedule, stop, writer)
 
@@ -97,7 +98,7 @@ def _run(stage, step, state, data, feed, schedule, stop, writer) -> Outcome:
             jax.block_until_ready(waiting[-2][1])
         images += len(batch["indices"])
         now, done = time.monotonic(), number + 1
-        saving = stop.requested or done == total or writer.is_due()
+        saving = stop.requested or done == total or writer.is_due(done)
         if not (saving or now - fetched >= _FETCH_SECONDS or number == first or len(waiting) == writer.log_every):
             continue
 

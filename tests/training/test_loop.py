@@ -193,6 +193,34 @@ def test_what_was_logged_after_the_last_checkpoint_is_not_logged_twice(training)
     assert min(row["loss"] for row in logged(journal)) > 0
 
 
+def test_checkpoints_by_steps_are_where_they_were_asked_for(training):
+    journal = training.journal(checkpoint_steps=5, keep_checkpoints=9)
+    training.fit(journal)
+    assert sorted(int(path.name) for path in journal.checkpoints.iterdir()) == [5, 10, TOTAL]
+
+
+def test_a_training_goes_on_from_the_checkpoint_before_a_damaged_one(training, caplog):
+    whole, _ = training.fit()
+    journal = training.journal(checkpoint_steps=4)
+    with pytest.raises(ProcessDiedError):
+        training.fit(journal, before=at(10, die))
+    (journal.checkpoints / "8" / "meta" / "metadata").write_text("{")
+    resumed, steps = training.fit(journal)
+    assert steps == TOTAL - 4
+    assert f"the checkpoint {journal.checkpoints / '8'} cannot be read" in caplog.text
+    chex.assert_trees_all_equal(resumed.state, whole.state)
+    assert [row["step"] for row in logged(journal)] == [*range(1, TOTAL + 1)]
+
+
+def test_the_best_by_training_loss_stays_beside_the_newest(training):
+    journal = training.journal(checkpoint_steps=1, keep_checkpoints=1)
+    training.fit(journal)
+    losses = [row["loss"] for row in logged(journal)]
+    best = 1 + losses.index(min(losses))
+    assert sorted(int(path.name) for path in journal.checkpoints.iterdir()) == sorted({best, TOTAL})
+    assert best < TOTAL
+
+
 def test_being_stopped_says_where_and_what_was_saved(training):
     journal = training.journal()
     message = f"^victim stopped after step 6 of {TOTAL}: saved in {journal.checkpoints}; the same command goes on"
