@@ -93,7 +93,7 @@ def run(
     if dataset.changes is not None:
         write_json(work.dataset, {"class_names": dataset.class_names, "sha256": dataset.sha256, **dataset.changes})
 
-    if "victim" in stages and not settings["victim"]["workdir"] and this.victim.outcome is None:
+    if "victim" in stages and not settings["victim"]["workdir"] and not is_done(this.victim):
         train_victim(this, attack)
     if "defend" in stages:
         train_defenses(this)
@@ -184,7 +184,7 @@ def train_victim(run: Run, attack: Attack) -> None:
     identity = {"attack_sha256": planted.sha256}
     journal = make_journal(run, run.victim.folder, identity)
     outcome = victim.train(dataset, planted.attack, poisoned, run.settings["victim"], seed, journal)
-    run.victim.finish({**identity, "victim_sha256": hash_arrays(outcome.state.variables), **cost(outcome)})
+    run.victim.finish({**identity, "victim_sha256": hash_arrays(outcome.state.variables), **summarize(outcome)})
 
 
 def train_benign_classifier(run: Run) -> Classifier:
@@ -201,7 +201,7 @@ def train_benign_classifier(run: Run) -> Classifier:
 
 def load_victim(run: Run) -> tuple[Attack, Classifier]:
     """Reads attack and victim from where they were left, and holds them to their hashes."""
-    outcome, checkpoints = run.victim.require("victim"), run.victim.folder / "checkpoints"
+    outcome, checkpoints = run.victim.require("victim"), checkpoints_of(run.victim)
     planted, variables = kept.load(run.attack_folder), victim.load(checkpoints)
     if planted.sha256 != outcome["attack_sha256"]:
         raise WorkdirError(f"{run.attack_folder} is not the attack that the victim beside it was trained with")
@@ -212,7 +212,7 @@ def load_victim(run: Run) -> tuple[Attack, Classifier]:
 
 def train_defenses(run: Run) -> None:
     """Fits the defenses that are not done to the victim, on clean training images; their labels stay here."""
-    missing = {name: record for name, record in run.defenses.items() if record.outcome is None}
+    missing = {name: record for name, record in run.defenses.items() if not is_done(record)}
     if not missing:
         return
     _, classifier = load_victim(run)
@@ -227,13 +227,13 @@ def train_defenses(run: Run) -> None:
             run.dataset.num_classes,
             make_journal(run, record.folder, identity),
         )
-        record.finish({**identity, "sha256": hash_arrays(parts_of(defended)), **cost(outcome)})
+        record.finish({**identity, "sha256": hash_arrays(parts_of(defended)), **summarize(outcome)})
 
 
 def load_defense(run: Run, name: str, classifier: Classifier) -> Any:
     """Reads a defended classifier from where it was left, and holds it to its hash."""
     record = run.defenses[name]
-    outcome, checkpoints = record.require("defend"), record.folder / "checkpoints"
+    outcome, checkpoints = record.require("defend"), checkpoints_of(record)
     if outcome["victim_sha256"] != run.victim.require("victim")["victim_sha256"]:
         raise WorkdirError(f"{record.folder} was trained for another victim: delete it, and it is trained again")
     defended = DEFENSES[name].load(checkpoints, classifier, run.settings["defense"], run.dataset.image_size)
@@ -304,6 +304,22 @@ def describe_attack(run: Run) -> dict[str, Any]:
     }
 
 
+def checkpoints_of(record: Record) -> pathlib.Path:
+    """Where the checkpoints of a stage lie."""
+    return record.folder / "checkpoints"
+
+
+def is_done(record: Record) -> bool:
+    """Returns whether a stage has come to its end, and its last checkpoint is there.
+
+    One that turned out to be damaged is deleted by the user; the training then goes on from the one before.
+    """
+    if record.outcome is None:
+        return False
+    step = record.outcome.get("steps")  # the first versions have not noted it
+    return step is None or (checkpoints_of(record) / str(step)).exists()
+
+
 def make_journal(run: Run, folder: pathlib.Path, identity: dict[str, Any]) -> Journal:
     """Returns where a training leaves its traces."""
     section = run.settings["run"]
@@ -314,10 +330,10 @@ def make_journal(run: Run, folder: pathlib.Path, identity: dict[str, Any]) -> Jo
 _COSTS = ("train_seconds", "train_images_per_second", "parameters")
 
 
-def cost(outcome: Outcome) -> dict[str, Any]:
-    """Returns what a training cost."""
+def summarize(outcome: Outcome) -> dict[str, Any]:
+    """Returns how long a training was, and what it cost."""
     values = (outcome.seconds, outcome.images_per_second, count_parameters(outcome.state.params))
-    return dict(zip(_COSTS, values, strict=True))
+    return {"steps": int(outcome.state.step), **dict(zip(_COSTS, values, strict=True))}
 
 
 def costs(outcome: Mapping[str, Any]) -> dict[str, Any]:

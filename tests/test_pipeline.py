@@ -165,6 +165,18 @@ def test_what_was_altered_is_noticed(done, folder, tmp_path):
         pipeline.run(config(), str(work))
 
 
+@pytest.mark.filterwarnings("ignore:Exception ignored:pytest.PytestUnraisableExceptionWarning")  # of Orbax's threads
+def test_a_stage_whose_last_checkpoint_is_damaged_can_be_finished_again(done, folder, tmp_path):
+    work = copied(folder, tmp_path)
+    (work / "results.json").unlink()
+    last = work / "victim" / "checkpoints" / "24"
+    (last / "meta" / "metadata").write_text("{")
+    with pytest.raises(WorkdirError, match=rf"{last} cannot be read .*: delete it, and the stage that has written it"):
+        pipeline.run(config(), str(work))
+    shutil.rmtree(last)
+    assert pipeline.run(config(), str(work))["hashes"] == done["hashes"]
+
+
 def test_the_defense_never_reads_a_label(done, folder, tiny, tmp_path, monkeypatch):
     wrong = Split(tiny.train.images, np.roll(tiny.train.labels, 1))
     shuffled = Dataset("made", wrong, tiny.test, tiny.class_names, tiny.mean, tiny.std)
