@@ -125,7 +125,8 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation, augment: Au
             return loss, (changed.get("batch_stats", {}), accuracy)
 
         (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        return state.updated(tx, gradients, batch_stats), {"loss": loss, "accuracy": accuracy}
+        metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": optax.global_norm(gradients)}
+        return state.updated(tx, gradients, batch_stats), metrics
 
     return step
 

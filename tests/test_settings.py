@@ -130,6 +130,8 @@ IMPOSSIBLE = [
     ({"defense__data_fraction": 1.5}, "defense.data_fraction = 1.5: allowed: .*above 0 and at most 1"),
     ({"defense__batch_size": 1001}, "defense.batch_size = 1001: allowed: at most the 1000 clean images"),
     ({"run__log_every": 0}, "run.log_every = 0: allowed: .*1 or more"),
+    ({"run__checkpoint_steps": 0}, "run.checkpoint_steps = 0: allowed: 1 or more"),
+    ({"run__keep_checkpoints": 0}, "run.keep_checkpoints = 0: allowed: 1 or more"),
     ({"run__checkpoint_minutes": 0.0}, "run.checkpoint_minutes = 0.0: allowed: .*above 0"),
 ]
 

@@ -256,8 +256,8 @@ def update(
     """One step of the optimizer on one batch, as it is; arguments as in `objective`.
 
     Returns:
-        (state, metrics): 'loss', 'classification', 'contrastive', before the step, and 'agreement', the share
-        of images of which the defended classifier says the pseudo-label.
+        (state, metrics): 'loss', 'classification', 'contrastive' and 'gradient_norm' (L2, over all parameters),
+        before the step, and 'agreement', the share of images of which the defended classifier says the pseudo-label.
     """
 
     def loss_fn(params):
@@ -271,6 +271,7 @@ def update(
         "classification": aux["classification"],
         "contrastive": aux["contrastive"],
         "agreement": (aux["logits"].argmax(axis=-1) == sources).mean(),
+        "gradient_norm": optax.global_norm(gradients),
     }
     return state.updated(tx, gradients, aux["batch_stats"]), metrics
 

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import pathlib
+import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,15 @@ from typing import Any
 import numpy as np
 
 from refine_jax.errors import WorkdirError
+from refine_jax.files import write_json
 from refine_jax.training.checkpoints import Checkpoints
 from refine_jax.training.log import MetricsLog
 from refine_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
+
+# Where a training that cannot go on leaves its state, beside its checkpoints.
+DIVERGED = "diverged"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +98,24 @@ class Writer:
         self._losses.clear()
         self._saved_at = time.monotonic()
 
+    def leave(self, step: int, state: TrainState, report: Mapping[str, Any]) -> str:
+        """Writes what a training that cannot go on has come to, beside the checkpoints: none of it is gone on from.
+
+        Args:
+            step: Steps done.
+            state: After them.
+            report: JSON values.
+
+        Returns:
+            Where it was written, as the end of a sentence.
+        """
+        folder = self._journal.checkpoints.parent / DIVERGED
+        shutil.rmtree(folder, ignore_errors=True)
+        with Checkpoints(folder) as left:
+            left.save(step, {**vars(state), **self._kept}, {"identity": self._journal.identity})
+        write_json(folder / "report.json", report)
+        return f"; the state after step {step} and the whole batch are in {folder}"
+
     def where_saved(self) -> str:
         """Returns what a person who has stopped the training wants to know."""
         return f"saved in {self._journal.checkpoints}; the same command goes on from there"
@@ -112,6 +135,10 @@ class Unwritten:
 
     def save(self, step: int, state: TrainState, seconds: float) -> None:
         """Does nothing."""
+
+    def leave(self, step: int, state: TrainState, report: Mapping[str, Any]) -> str:
+        """Does nothing."""
+        return ""
 
     def where_saved(self) -> str:
         """Returns what a person who has stopped the training wants to know."""

@@ -22,10 +22,12 @@ logger = logging.getLogger(__name__)
 
 # Metrics wait on the device for at most this long: fetching them makes the host wait for the step.
 _FETCH_SECONDS = 1.0
+# Images of a batch that an error names; all of them are left in a file.
+_NAMED = 8
 
 
 class Diverged(RefineError):  # noqa: N818 - a state
-    """The loss is no longer a finite number."""
+    """The loss, or the gradient, is no longer a finite number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,7 @@ def fit(
         WorkdirError: A checkpoint has another identity, or other arrays than `kept`, or none is whole.
         StorageError: A checkpoint cannot be written.
         Interrupted: SIGINT or SIGTERM came; with a journal, the state was saved.
-        Diverged: The loss is not finite.
+        Diverged: One of the metrics is not finite; with a journal, the state was left to look at.
     """
     if journal is None:
         with StopRequest() as stop:
@@ -102,8 +104,9 @@ def _run(stage, step, state, data, feed, schedule, stop, writer) -> Outcome:
         if not (saving or now - fetched >= _FETCH_SECONDS or number == first or len(waiting) == writer.log_every):
             continue
 
-        rows = _fetch(stage, waiting, feed, schedule)
+        rows = _fetch(waiting, feed, schedule)
         waiting.clear()
+        _check_finite(stage, rows, feed, writer, done, state)
         fetched = time.monotonic()
         if number == first:  # compiled and run: from here on the speed is that of the steps
             steady_since, steady_images = fetched, images
@@ -126,17 +129,31 @@ def _run(stage, step, state, data, feed, schedule, stop, writer) -> Outcome:
     return Outcome(state, seconds, steady_images / (time.monotonic() - steady_since) if steady_images else None)
 
 
-def _fetch(stage, waiting, feed, schedule) -> list[dict[str, Any]]:
-    """Brings metrics to the host, in rows; stops a training that has diverged at the step where it did."""
+def _fetch(waiting, feed, schedule) -> list[dict[str, Any]]:
+    """Brings metrics to the host, in rows."""
     rows = []
     for number, metrics in jax.device_get(waiting):
-        epoch = number // feed.steps_per_epoch
-        row = {"step": number + 1, "epoch": epoch, "learning_rate": schedule.at_step(number)}
-        row |= {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(row["loss"]):
-            raise Diverged(
-                f"{stage}: the loss is {row['loss']} at step {number + 1} (epoch {epoch}, learning rate "
-                f"{row['learning_rate']:.3g}): a lower learning rate may help"
-            )
-        rows.append(row)
+        row = {"step": number + 1, "epoch": number // feed.steps_per_epoch, "learning_rate": schedule.at_step(number)}
+        rows.append(row | {name: float(value) for name, value in metrics.items()})
     return rows
+
+
+def _check_finite(stage, rows, feed, writer, done, state) -> None:
+    """Stops a training that has diverged, at the step where it did; leaves everything to look at."""
+    for place, row in enumerate(rows):
+        bad = sorted((name for name in row if not math.isfinite(row[name])), key=lambda name: name != "loss")
+        if not bad:
+            continue
+        writer.write_metrics(rows[:place])
+        indices = feed.indices(row["step"] - 1).tolist()
+        shown = {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
+        report = {"stage": stage, **shown, "indices": indices, "state_after_step": done}
+        raise Diverged(
+            f"{stage}: the {bad[0].replace('_', ' ')} is {row[bad[0]]} at step {row['step']} (epoch {row['epoch']}, "
+            f"learning rate {row['learning_rate']:.3g}, images {_some(indices)}): a lower learning rate may help"
+            f"{writer.leave(done, state, report)}"
+        )
+
+
+def _some(indices: list[int]) -> str:
+    return ", ".join(map(str, indices[:_NAMED])) + (f" and {len(indices) - _NAMED} more" if indices[_NAMED:] else "")

@@ -12,7 +12,9 @@ from refine_jax.datasets.feed import Feed
 from refine_jax.errors import WorkdirError
 from refine_jax.keys import named_key
 from refine_jax.training import loop
+from refine_jax.training.checkpoints import read
 from refine_jax.training.interruption import Interrupted
+from refine_jax.training.journal import DIVERGED
 from refine_jax.training.log import read_metrics
 from refine_jax.training.optimizer import create_optimizer, create_schedule
 from refine_jax.training.state import TrainState
@@ -68,15 +70,16 @@ def training(tmp_path):
         "key": jax.random.key(5),
     }
 
-    def fit(journal=None, *, before=None, kept={}, data=data, state=None):
-        """Runs `fit`; `before(number)` is called before step `number`, counted from 1."""
+    def fit(journal=None, *, before=None, norm=None, kept={}, data=data, state=None):
+        """Runs `fit`; before step `number`, from 1, `before(number)` is called; `norm(number)` is one more metric."""
         count = types.SimpleNamespace(steps=0)
 
         def watched(state, *arguments):
             count.steps += 1
             if before:
                 before(int(state.step) + 1)
-            return step(state, *arguments)
+            state, metrics = step(state, *arguments)
+            return state, {**metrics, "gradient_norm": norm(count.steps)} if norm else metrics
 
         outcome = loop.fit("victim", watched, state or start(), data, feed, schedule, journal, kept)
         return outcome, count.steps
@@ -281,17 +284,44 @@ def test_a_checkpoint_of_another_network_is_refused(training):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_training_that_diverges_ends_with_step_epoch_and_rate(training, value):
+def test_a_training_that_diverges_ends_with_step_epoch_rate_and_images(training, value):
     spoilt = int(training.feed.indices(9)[2])
     first = next(number for number in range(TOTAL) if spoilt in training.feed.indices(number))
     data = {**training.data, "targets": training.data["targets"].at[spoilt].set(value)}
-    journal = training.journal()
+    journal = training.journal(checkpoint_steps=1)
     with pytest.raises(loop.Diverged) as caught:
         training.fit(journal, data=data)
-    rate = 0.1 if first < 8 else 0.05
-    assert f"victim: the loss is {value} at step {first + 1} " in str(caught.value)
-    assert f"(epoch {first // PER_EPOCH}, learning rate {rate})" in str(caught.value)
+    rate, images = 0.1 if first < 8 else 0.05, [int(index) for index in training.feed.indices(first)]
+    message = str(caught.value)
+    assert message.startswith(f"victim: the loss is {value} at step {first + 1} ")
+    named = ", ".join(map(str, images))
+    assert f"(epoch {first // PER_EPOCH}, learning rate {rate}, images {named}): a lower" in message
+    assert [row["step"] for row in logged(journal)] == [*range(1, first + 1)]
     assert all(np.isfinite(row["loss"]) for row in logged(journal))
+
+    # What it came to lies beside the checkpoints, and none of these is of a state that is not finite.
+    folder = journal.checkpoints.parent / DIVERGED
+    assert message.endswith(f"in {folder}")
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["step"], report["indices"], report["loss"]) == (first + 1, images, str(value))
+    left, _ = read(folder)
+    assert left["step"] == report["state_after_step"] >= first + 1
+    assert not np.isfinite(left["params"]["kernel"]).any()
+    if first:
+        whole, _ = read(journal.checkpoints)
+        assert whole["step"] == first
+        assert np.isfinite(whole["params"]["kernel"]).all()
+
+
+def test_a_gradient_that_is_not_finite_ends_a_training_too(training, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(loop.Diverged, match=r"the gradient norm is inf at step 3 .*a lower learning rate may help$"):
+        training.fit(norm=lambda number: np.inf if number == 3 else 1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_large_batch_the_first_images_are_named():
+    assert loop._some([*range(20)]) == "0, 1, 2, 3, 4, 5, 6, 7 and 12 more"
 
 
 def test_without_a_journal_nothing_is_written(training, tmp_path, monkeypatch):
