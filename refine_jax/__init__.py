@@ -4,6 +4,7 @@ from refine_jax import attacks as attacks
 from refine_jax import datasets as datasets
 from refine_jax import defenses as defenses
 from refine_jax import evaluation as evaluation
+from refine_jax import export as export
 from refine_jax import interop as interop
 from refine_jax import losses as losses
 from refine_jax import networks as networks

@@ -90,7 +90,7 @@ class Classifier:
         chex.assert_axis_dimension(images, 3, 3)
         chex.assert_type(images, float)
         if self.input_size is not None and images.shape[1:3] != self.input_size:
-            images = jax.image.resize(images, (len(images), *self.input_size, 3), "bilinear")
+            images = jax.image.resize(images, (images.shape[0], *self.input_size, 3), "bilinear")
         if self.channels == "BGR":
             images = images[..., ::-1]
         return (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)

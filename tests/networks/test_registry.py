@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from refine_jax import networks
 from refine_jax.errors import SettingError
@@ -77,8 +78,8 @@ def test_unet_parameter_count():
 def test_contract(name):
     """Shapes and types of the whole and its halves, in training and bfloat16 too; nothing is computed."""
     module = networks.build(name, 7, dtype="bfloat16")
-    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     state = variables(name, 7)
+    (any_number,) = export.symbolic_shape("N")  # as a program for images in any number has it
 
     def apply(x, train=False, method="__call__"):
         def run(state, x):
@@ -87,12 +88,13 @@ def test_contract(name):
 
         return jax.eval_shape(run, state, x)
 
-    for train in (False, True):
+    for train, count in ((False, any_number), (True, 2)):
+        images = jax.ShapeDtypeStruct((count, 32, 32, 3), jnp.float32)
         logits, updates = apply(images, train)
         features, _ = apply(images, train, "features")
         assert features.dtype == jnp.bfloat16
         for out in (logits, apply(features, train, "head")[0]):
-            assert (out.shape, out.dtype) == ((2, 7), jnp.float32)
+            assert (out.shape, out.dtype) == ((count, 7), jnp.float32)
         # Statistics keep shape and type, so that a training step can be compiled once.
         if train:
             assert updates.get("batch_stats", {}) == state.get("batch_stats", {})

@@ -1,0 +1,139 @@
+"""A folder of files with a manifest of their hashes: written whole or not at all, altered files known by name."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from refine_jax.errors import DataError, WorkdirError
+from refine_jax.files import write_json
+
+MANIFEST = "manifest.json"
+
+
+@contextlib.contextmanager
+def writing(directory: pathlib.Path, manifest: Mapping[str, Any]) -> Iterator[pathlib.Path]:
+    """Gives a folder to write files into, which becomes `directory`, manifest and all, once they are written.
+
+    Until then it lies beside it under another name, and an earlier folder stays in its place.
+
+    Args:
+        directory: A folder with a manifest that is there already is replaced.
+        manifest: JSON values; the files, each with its SHA-256 and its size, are added under 'files'.
+
+    Raises:
+        WorkdirError: `directory` is something without a manifest, or cannot be written.
+    """
+    directory = directory.expanduser().absolute()
+    if directory.exists() and not (directory / MANIFEST).is_file() and not _is_empty(directory):
+        raise WorkdirError(f"{directory} is there and has no {MANIFEST}, so it is not of this program: move it away")
+    folder = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that died
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise WorkdirError(f"{directory} cannot be written: {error.strerror}") from error
+    try:
+        yield folder
+        files = {
+            path.relative_to(folder).as_posix(): {"sha256": _hash(path), "bytes": path.stat().st_size}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        write_json(folder / MANIFEST, {**manifest, "files": files})
+        _replace(folder, directory)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_manifest(directory: pathlib.Path, schema: int) -> dict[str, Any]:
+    """Returns the manifest of a folder, its form checked, the files not yet.
+
+    Args:
+        directory: That `writing` made.
+        schema: That the manifest must have.
+
+    Raises:
+        DataError: There is none, it is damaged, or it is of another schema.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except OSError as error:
+        raise DataError(f"{directory} holds no export: {path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error}): export again") from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != schema:
+        found = manifest.get("schema") if isinstance(manifest, dict) else None
+        raise DataError(f"{path} has the schema {found!r}, and this program reads {schema}: export again")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(map(_is_entry, files.items())):
+        raise DataError(f"{path} is damaged (its files are not each a path with sha256 and bytes): export again")
+    return manifest
+
+
+def read_file(directory: pathlib.Path, manifest: Mapping[str, Any], name: str) -> bytes:
+    """Returns what a file of the folder holds, if that is what the manifest says.
+
+    Raises:
+        DataError: The file is missing, altered or not in the manifest.
+    """
+    if name not in manifest["files"]:
+        raise DataError(f"{directory / MANIFEST} names no file {name}: export again")
+    expected, path = manifest["files"][name], directory / name
+    try:
+        # Its size first: a file that has grown is not read.
+        data = path.read_bytes() if path.stat().st_size == expected["bytes"] else None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): export again, or copy all of it") from error
+    if data is None or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        raise DataError(f"{path} was altered: it is not the file whose SHA-256 stands in {MANIFEST}")
+    return data
+
+
+def check_folder(directory: pathlib.Path, manifest: Mapping[str, Any], name: str) -> None:
+    """Holds the files of a folder in the folder to the manifest; none may be missing, altered or added.
+
+    Raises:
+        DataError: One is; which.
+    """
+    found = {p.relative_to(directory).as_posix() for p in (directory / name).rglob("*") if not p.is_dir()}
+    wanted = {file for file in manifest["files"] if file.startswith(f"{name}/")}
+    for file in sorted(found - wanted):
+        raise DataError(f"{directory / file} was added: {MANIFEST} names no such file")
+    for file in sorted(wanted):
+        read_file(directory, manifest, file)
+
+
+def _is_entry(item: tuple[str, Any]) -> bool:
+    """Whether an item of 'files' has its form, and names nothing outside of the folder."""
+    name, entry = item
+    path = pathlib.PurePosixPath(name)
+    inside = name == str(path) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+    fields = {"sha256": str, "bytes": int}
+    return inside and isinstance(entry, dict) and all(isinstance(entry.get(f), kind) for f, kind in fields.items())
+
+
+def _is_empty(directory: pathlib.Path) -> bool:
+    return directory.is_dir() and not any(directory.iterdir())
+
+
+def _hash(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _replace(folder: pathlib.Path, directory: pathlib.Path) -> None:
+    """Moves a folder to its place; what stood there is deleted once it is out of the way."""
+    if not directory.exists():
+        os.rename(folder, directory)
+        return
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.rename(directory, old)
+    os.rename(folder, directory)
+    shutil.rmtree(old, ignore_errors=True)
