@@ -95,14 +95,15 @@ def read_file(directory: pathlib.Path, manifest: Mapping[str, Any], name: str) -
     return data
 
 
-def check_folder(directory: pathlib.Path, manifest: Mapping[str, Any], name: str) -> None:
-    """Holds the files of a folder in the folder to the manifest; none may be missing, altered or added.
+def check(directory: pathlib.Path, manifest: Mapping[str, Any], name: str = ".") -> None:
+    """Holds all files of the folder, or of a folder in it, to the manifest: none may be missing, altered or added.
 
     Raises:
         DataError: One is; which.
     """
-    found = {p.relative_to(directory).as_posix() for p in (directory / name).rglob("*") if not p.is_dir()}
-    wanted = {file for file in manifest["files"] if file.startswith(f"{name}/")}
+    paths = [path.relative_to(directory) for path in (directory / name).rglob("*") if not path.is_dir()]
+    found = {path.as_posix() for path in paths} - {MANIFEST}
+    wanted = {file for file in manifest["files"] if name in (".", file.partition("/")[0])}
     for file in sorted(found - wanted):
         raise DataError(f"{directory / file} was added: {MANIFEST} names no such file")
     for file in sorted(wanted):

@@ -116,6 +116,17 @@ def load(directory: str | os.PathLike) -> "Exported":
     return Exported(manifest, programs, safetensors.numpy.load(data[WEIGHTS]))
 
 
+def holds(directory: str | os.PathLike, record: Mapping[str, Any]) -> bool:
+    """Returns whether there is a whole export whose manifest has these entries."""
+    directory = pathlib.Path(directory)
+    try:
+        manifest = artifacts.read_manifest(directory, SCHEMA)
+        artifacts.check(directory, manifest)
+    except DataError:
+        return False
+    return all(manifest.get(name) == value for name, value in record.items())
+
+
 def restore(directory: str | os.PathLike) -> Defended:
     """Reads what `save` wrote back into what was saved: networks of this project, with the variables kept by Orbax.
 
@@ -124,7 +135,7 @@ def restore(directory: str | os.PathLike) -> Defended:
     """
     directory = pathlib.Path(directory).expanduser().absolute()
     manifest = artifacts.read_manifest(directory, SCHEMA)
-    artifacts.check_folder(directory, manifest, VARIABLES)
+    artifacts.check(directory, manifest, VARIABLES)
     with ocp.StandardCheckpointer() as checkpointer:
         variables = jax.tree.map(jnp.asarray, checkpointer.restore(directory / VARIABLES))
     try:

@@ -1,8 +1,9 @@
-"""The stages of a run, in order: victim, defend, evaluate.
+"""The stages of a run, in order: victim, defend, evaluate, export.
 
     victim      plants the attack into the training images and trains a classifier on them       attack/, victim/
     defend      fits each defense to the frozen victim, on clean images without labels           defense/NAME/
     evaluate    measures the victim alone and behind each defense, on the whole test set         results.json
+    export      writes each defended classifier as files that need nothing of this project       export/
 
 A stage that is done, from the same settings, is not run again.
 """
@@ -18,7 +19,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from refine_jax import attacks, datasets, environment, evaluation, planting, victim
+from refine_jax import attacks, datasets, environment, evaluation, export, planting, victim
 from refine_jax import settings as settings_lib
 from refine_jax.attacks import kept
 from refine_jax.attacks.trigger import Attack
@@ -34,7 +35,7 @@ from refine_jax.workdir import SCHEMA, Record, Workdir
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("victim", "defend", "evaluate")
+STAGES = ("victim", "defend", "evaluate", "export")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,10 @@ def run(
         train_victim(this, attack)
     if "defend" in stages:
         train_defenses(this)
-    return evaluate(this) if "evaluate" in stages else None
+    results = evaluate(this) if "evaluate" in stages else None
+    if "export" in stages:
+        export_defenses(this)
+    return results
 
 
 def load_dataset(settings: Mapping[str, Any]) -> Dataset:
@@ -155,7 +159,7 @@ def open_records(
         made_from = {"seed": settings["seed"], "defense": section, "victim_stage": record.settings}
         defenses[name] = Record(work.defense(name), made_from)
         if defenses[name].admit(f"defend ({name})", overwrite=overwrite):
-            work.results.unlink(missing_ok=True)
+            work.clear_outcomes()
     return record, defenses
 
 
@@ -246,10 +250,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     """Measures the victim alone and behind each defense, on the whole test set, and writes results.json."""
     attack, classifier = load_victim(run)
     defended = {name: load_defense(run, name, classifier) for name in run.defenses}
-    outcome = run.victim.require("victim")
-    hashes = {name: outcome[f"{name}_sha256"] for name in ("attack", "victim")}
-    hashes |= {name: record.require("defend")["sha256"] for name, record in run.defenses.items()}
-    if run.work.results.exists() and (results := read_json(run.work.results)).get("hashes") == hashes:
+    if (results := find_results(run)) is not None:
         logger.info("evaluate: done before, in %s", run.work.results)
         return results
 
@@ -271,14 +272,45 @@ def evaluate(run: Run) -> dict[str, Any]:
         "schema": SCHEMA,
         "settings": run.settings,
         "environment": environment.describe(),
-        "hashes": hashes,
+        "hashes": hashes_of(run),
         "attack": describe_attack(run),
-        "victim": costs(outcome),
+        "victim": costs(run.victim.require("victim")),
         "no_defense": no_defense,
         "defenses": defenses,
     }
     write_json(run.work.results, results)
     return results
+
+
+def hashes_of(run: Run) -> dict[str, str]:
+    """Returns the SHA-256 of attack, victim and defenses, of stages that are done."""
+    outcome = run.victim.require("victim")
+    hashes = {name: outcome[f"{name}_sha256"] for name in ("attack", "victim")}
+    return hashes | {name: record.require("defend")["sha256"] for name, record in run.defenses.items()}
+
+
+def find_results(run: Run) -> dict[str, Any] | None:
+    """Returns what results.json holds, None where it is not there or of others than these victim and defenses."""
+    if run.work.results.exists() and (results := read_json(run.work.results)).get("hashes") == hashes_of(run):
+        return results
+    return None
+
+
+def export_defenses(run: Run) -> None:
+    """Writes each defended classifier as files, with its figures where they are known; see `export.save`."""
+    results, hashes = find_results(run), hashes_of(run)
+    for name in run.defenses:
+        folder = run.work.export if len(run.defenses) == 1 else run.work.export / name
+        figures = results and {"no_defense": results["no_defense"], "defended": results["defenses"][name]}
+        record: dict[str, Any] = {"defense": name, "hashes": hashes, "figures": figures}
+        if export.holds(folder, record):
+            logger.info("export: done before, in %s", folder)
+            continue
+        _, classifier = load_victim(run)
+        defended = load_defense(run, name, classifier)
+        record |= {"settings": run.settings}
+        export.save(defended, folder, class_names=run.dataset.class_names, record=record)
+        logger.info("export: the classifier behind %s is in %s", name, folder)
 
 
 def predictor(classifier: Any) -> Callable[[jax.Array], jax.Array]:

@@ -37,6 +37,7 @@ class Workdir:
         self.results = self.root / "results.json"
         self.attack = self.root / "attack"
         self.victim = self.root / "victim"
+        self.export = self.root / "export"
 
     def defense(self, name: str) -> pathlib.Path:
         """Returns the folder of a defense."""
@@ -60,8 +61,13 @@ class Workdir:
         """Deletes what was made with the victim and from it."""
         for folder in (self.attack, self.root / "defense"):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.metrics, self.results):
-            file.unlink(missing_ok=True)
+        self.metrics.unlink(missing_ok=True)
+        self.clear_outcomes()
+
+    def clear_outcomes(self) -> None:
+        """Deletes what was made from the defenses."""
+        self.results.unlink(missing_ok=True)
+        shutil.rmtree(self.export, ignore_errors=True)
 
 
 class Record:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refine_jax import pipeline, settings, victim
+from refine_jax import evaluation, export, pipeline, settings, victim
 from refine_jax.attacks import kept
 from refine_jax.datasets import registry as datasets
 from refine_jax.datasets.images import NO_LABEL, Dataset, Split
@@ -30,7 +30,7 @@ class Tiny(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
         small = nn.avg_pool(images, (4, 4), strides=(4, 4))
-        return nn.Dense(self.num_classes)(small.reshape(len(images), -1))
+        return nn.Dense(self.num_classes)(small.reshape(images.shape[0], -1))
 
 
 def split(count, seed):
@@ -49,7 +49,11 @@ def tiny(monkeypatch):
     made = Dataset("made", split(96, 0), split(50, 1), tuple("abcd"), (0.5,) * 3, (0.25,) * 3)
     monkeypatch.setitem(networks.NETWORKS, "tiny", functools.partial(Tiny))
     monkeypatch.setitem(datasets.DATASETS, "made", lambda **_: made)
+    monkeypatch.setattr(pipeline, "export_defenses", lambda run: None)  # takes seconds, and has a test of its own
     return made
+
+
+EXPORT_DEFENSES = pipeline.export_defenses
 
 
 def config(**changed):
@@ -223,7 +227,7 @@ def test_stages_one_by_one(done, tmp_path):
         pipeline.run(config(), str(tmp_path), ["evaluate"])
     assert pipeline.run(config(), str(tmp_path), ["defend"]) is None
     assert pipeline.run(config(), str(tmp_path), ["evaluate"])["hashes"] == done["hashes"]
-    with pytest.raises(RefineError, match=r"stages = 'fit': allowed: victim, defend, evaluate"):
+    with pytest.raises(RefineError, match=r"stages = 'fit': allowed: victim, defend, evaluate, export"):
         pipeline.run(config(), str(tmp_path), ["fit"])
 
 
@@ -250,3 +254,30 @@ def test_an_attack_that_needs_a_benign_classifier_gets_one_and_keeps_its_images(
     record = json.loads(stage.read_text())
     stage.write_text(json.dumps({**record, "outcome": None}))
     assert pipeline.run(settings, str(tmp_path))["hashes"] == results["hashes"]
+
+
+def test_an_export_answers_as_the_run_and_is_made_once_for_its_figures(done, folder, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "export_defenses", EXPORT_DEFENSES)
+    work = copied(folder, tmp_path)
+    (work / "results.json").unlink()
+    assert pipeline.run(config(), str(work), ["export"]) is None
+    assert export.load(work / "export").manifest["figures"] is None
+
+    assert pipeline.run(config(), str(work), ["evaluate", "export"])["hashes"] == done["hashes"]
+    exported = export.load(work / "export")
+    refine = done["defenses"]["refine"]
+    assert exported.manifest["figures"]["defended"]["counts"] == refine["counts"]
+    assert exported.manifest["hashes"] == done["hashes"]
+    assert exported.manifest["settings"] == done["settings"]
+    assert exported.manifest["class_names"] == list("abcd")
+    triggered = kept.load(work / "attack").attack.trigger(tiny.test.images)
+    figures = evaluation.measure(exported, tiny.test.images, tiny.test.labels, triggered, 0, exported.permutation)
+    assert figures["counts"] == refine["counts"]
+
+    monkeypatch.setattr(export, "save", None)
+    pipeline.run(config(run__log_every=2), str(work), ["export"])
+    (work / "export" / "weights.safetensors").write_bytes(b"")  # altered: made again
+    with pytest.raises(TypeError):
+        pipeline.run(config(), str(work), ["export"])
+    pipeline.run(config(defense__sup_weight=0.2), str(work), ["victim"], overwrite=True)
+    assert not (work / "export").exists()  # is of a defense that is not there any more
