@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from refine_jax import mapped
+
 # torch.nn.BCELoss keeps logarithms from going below the one, and in its gradient q * (1 - q) below the other.
 _LOG_FLOOR = -100.0
 _VARIANCE_FLOOR = 1e-12
@@ -68,6 +70,7 @@ def supervised_contrastive(
     base_temperature: float | None = None,
     *,
     repeats: int = 1,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Supervised contrastive loss: draws features of one label together, all others apart.
 
@@ -82,6 +85,8 @@ def supervised_contrastive(
             the released code, where it is 0.07.
         repeats: The value is that of every view given this many times over, at the price of once: what is
             equal is counted, not computed again. REFINE compares two identical views of T(x).
+        axis_name: Mapped axis over which the batch is split: the anchors are of this device, what they are compared
+            with is of all devices, and the mean over the devices is the loss of the whole batch.
 
     Returns:
         The mean over all anchors, in nats. Scalar.
@@ -94,18 +99,23 @@ def supervised_contrastive(
     chex.assert_equal_shape_prefix([features, labels], 1)
     features = _full_precision(features)
     n, views, dim = features.shape
-    anchors = features.swapaxes(0, 1).reshape(views * n, dim)  # [V * N, D]
-    labels = jnp.tile(labels, views)  # [V * N]
+    others, other_labels = mapped.gather(features, axis_name), mapped.gather(labels, axis_name)
+    total = len(others)  # images of the whole batch
+    anchors = features.swapaxes(0, 1).reshape(views * n, dim)  # [V * n, D]
+    others = others.swapaxes(0, 1).reshape(views * total, dim)  # [V * N, D]
+    labels, other_labels = jnp.tile(labels, views), jnp.tile(other_labels, views)
+    # Where each anchor stands among the others.  [V * n]
+    own = (jnp.arange(views)[:, None] * total + mapped.first_row(n, axis_name) + jnp.arange(n)).reshape(-1)
 
     # TensorFloat-32 would spoil the small differences that a temperature of 0.1 magnifies.
-    similarity = jnp.matmul(anchors, anchors.T, precision=jax.lax.Precision.HIGHEST) / temperature
+    similarity = jnp.matmul(anchors, others.T, precision=jax.lax.Precision.HIGHEST) / temperature
     # How often each pair is met: `repeats` times, but an anchor never meets itself.
-    meetings = repeats - jnp.eye(views * n, dtype=similarity.dtype)
-    positives = meetings * (labels[:, None] == labels[None, :])
-    if views * n * repeats == 1:  # a single view of a single image has nobody to be compared with
+    meetings = repeats - jax.nn.one_hot(own, views * total, dtype=similarity.dtype)
+    positives = meetings * (labels[:, None] == other_labels[None, :])
+    if views * total * repeats == 1:  # a single view of a single image has nobody to be compared with
         log_total = jnp.zeros_like(similarity[0])
     else:
-        log_total = jax.nn.logsumexp(similarity, axis=1, b=meetings)  # [V * N]
+        log_total = jax.nn.logsumexp(similarity, axis=1, b=meetings)  # [V * n]
     count = positives.sum(axis=1)
     mean_log_likelihood = (positives * (similarity - log_total[:, None])).sum(axis=1) / jnp.maximum(count, 1.0)
     factor = 1.0 if base_temperature is None else temperature / base_temperature

@@ -30,6 +30,7 @@ from refine_jax.errors import SettingError, WorkdirError, choose
 from refine_jax.files import hash_arrays, read_json, write_json
 from refine_jax.training.journal import Journal
 from refine_jax.training.loop import Outcome
+from refine_jax.training.parallel import Execution
 from refine_jax.training.state import count_parameters
 from refine_jax.workdir import SCHEMA, Record, Workdir
 
@@ -60,6 +61,11 @@ class Run:
     def attack_folder(self) -> pathlib.Path:
         """Where the attack that the victim was trained with is kept."""
         return self.victim.folder.parent / "attack"
+
+    @property
+    def execution(self) -> Execution:
+        """How trainings are run."""
+        return Execution.of(self.settings["run"])
 
 
 def run(
@@ -187,7 +193,7 @@ def train_victim(run: Run, attack: Attack) -> None:
     )
     identity = {"attack_sha256": planted.sha256}
     journal = make_journal(run, run.victim.folder, identity)
-    outcome = victim.train(dataset, planted.attack, poisoned, run.settings["victim"], seed, journal)
+    outcome = victim.train(dataset, planted.attack, poisoned, run.settings["victim"], seed, journal, run.execution)
     run.victim.finish({**identity, "victim_sha256": hash_arrays(outcome.state.variables), **summarize(outcome)})
 
 
@@ -195,7 +201,7 @@ def train_benign_classifier(run: Run) -> Classifier:
     """Trains what an attack needs that looks at a benign classifier, as the victim is trained but on clean images."""
     settings, test = run.settings["victim"], run.dataset.test
     journal = make_journal(run, run.attack_folder / "benign", {})
-    outcome = victim.train_benign(run.dataset, settings, run.settings["seed"], journal)
+    outcome = victim.train_benign(run.dataset, settings, run.settings["seed"], journal, run.execution)
     classifier = victim.to_classifier(outcome.state.variables, run.dataset, settings)
     figures = evaluation.benign_accuracy(predictor(classifier), test.images, test.labels)
     write_json(benign_file(run), figures)
@@ -230,6 +236,7 @@ def train_defenses(run: Run) -> None:
             run.settings["seed"],
             run.dataset.num_classes,
             make_journal(run, record.folder, identity),
+            run.execution,
         )
         record.finish({**identity, "sha256": hash_arrays(parts_of(defended)), **summarize(outcome)})
 

@@ -17,6 +17,7 @@ from refine_jax.defenses.registry import DEFENSES
 from refine_jax.errors import RefineError, SettingError, choose, did_you_mean
 from refine_jax.keys import LARGEST_SEED
 from refine_jax.training import optimizer
+from refine_jax.training.parallel import Execution
 
 # Rates at which the networks' reference implementations are trained; 0.1 where nothing stands.
 _LEARNING_RATES = {"vgg16": 0.01, "vit": 0.001}
@@ -81,6 +82,7 @@ def default() -> ml_collections.ConfigDict:
                 "checkpoint_minutes": 5.0,
                 "checkpoint_steps": int,
                 "keep_checkpoints": 2,  # the newest; the one with the lowest training loss stays beside them
+                "devices": int,  # open: all that JAX sees
             },
         }
     )
@@ -151,6 +153,7 @@ def _check_values(settings: Mapping[str, Any]) -> None:
             "1 or more",
         ),
         ("run.keep_checkpoints", run["keep_checkpoints"], run["keep_checkpoints"] >= 1, "1 or more"),
+        ("run.devices", run["devices"], run["devices"] is None or run["devices"] >= 1, "1 or more"),
     ):
         if not fine:
             raise SettingError(field, value, allowed)
@@ -179,6 +182,9 @@ def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
         raise SettingError("victim.batch_size", victim["batch_size"], f"at most the {count} training images")
     for name in settings["defense"]["names"]:
         DEFENSES[name].check("defense", settings["defense"], count, dataset.image_size)
+    execution = Execution.of(settings["run"])
+    for section in ("victim", "defense"):
+        execution.check_batch(f"{section}.batch_size", settings[section]["batch_size"])
 
 
 def check_field(field: str, value: object) -> None:

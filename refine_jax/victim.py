@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from refine_jax import networks
+from refine_jax import mapped, networks
 from refine_jax.attacks.poisoning import Poisoned
 from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
@@ -20,8 +20,8 @@ from refine_jax.datasets.images import Dataset
 from refine_jax.keys import named_key
 from refine_jax.training import loop
 from refine_jax.training.checkpoints import read
-from refine_jax.training.compilation import compile_training
 from refine_jax.training.optimizer import create_optimizer, create_schedule
+from refine_jax.training.parallel import ONE_DEVICE, Execution, Step
 from refine_jax.training.state import TrainState, create_train_state
 
 Augmentation = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -43,12 +43,16 @@ def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
 
 
 def train_benign(
-    dataset: Dataset, settings: Mapping[str, Any], seed: int, journal: loop.Journal | None = None
+    dataset: Dataset,
+    settings: Mapping[str, Any],
+    seed: int,
+    journal: loop.Journal | None = None,
+    execution: Execution = ONE_DEVICE,
 ) -> loop.Outcome:
     """Trains a classifier as `train` does, but on clean images; for attacks that need one."""
     none = np.empty(0, np.int32)
     clean = Poisoned(dataset.train.images, dataset.train.labels, none, none)
-    return _train("benign", dataset, clean, lambda images, poisoned, key: images, settings, seed, journal)
+    return _train("benign", dataset, clean, lambda images, poisoned, key: images, settings, seed, journal, execution)
 
 
 def train(
@@ -58,6 +62,7 @@ def train(
     settings: Mapping[str, Any],
     seed: int,
     journal: loop.Journal | None = None,
+    execution: Execution = ONE_DEVICE,
 ) -> loop.Outcome:
     """Trains a classifier on poisoned images, with cross-entropy against the labels that came with them.
 
@@ -68,14 +73,15 @@ def train(
         settings: The section 'victim' of the configuration.
         seed: For weights, order and augmentation.
         journal: Where to leave checkpoints and metrics.
+        execution: On which devices, and how.
 
     Returns:
         The trained state; `to_classifier` makes a classifier of it.
     """
-    return _train("victim", dataset, poisoned, attack.augment, settings, seed, journal)
+    return _train("victim", dataset, poisoned, attack.augment, settings, seed, journal, execution)
 
 
-def _train(stage, dataset, poisoned, augment, settings, seed, journal) -> loop.Outcome:
+def _train(stage, dataset, poisoned, augment, settings, seed, journal, execution) -> loop.Outcome:
     network = networks.build(settings["name"], dataset.num_classes, **network_options(settings, dataset.image_size))
     feed = Feed(len(poisoned.labels), settings["batch_size"], named_key(seed, f"{stage}/order"), keep_last=True)
     schedule = create_schedule(settings, feed.steps_per_epoch)
@@ -89,17 +95,20 @@ def _train(stage, dataset, poisoned, augment, settings, seed, journal) -> loop.O
         "std": jnp.asarray(dataset.std),
         "key": named_key(seed, f"{stage}/augmentation"),
     }
-    step = compile_training(train_step(network, tx, augment), donate_argnums=0)
+    step = Step(lambda axis_name: train_step(mapped.on_axis(network, axis_name), tx, augment, axis_name), execution)
     return loop.fit(stage, step, state, data, feed, schedule, journal)
 
 
-def train_step(network: nn.Module, tx: optax.GradientTransformation, augment: Augmentation):
+def train_step(
+    network: nn.Module, tx: optax.GradientTransformation, augment: Augmentation, axis_name: str | None = None
+):
     """Returns the function (state, data, batch) -> (state, metrics) that trains a classifier by one batch.
 
     Args:
         network: Of the classifier.
         tx: The optimizer.
         augment: (images float [B, H, W, 3], poisoned bool [B], key) -> images; before the flips.
+        axis_name: Mapped axis over which the batch is split; the network has to be made with the same.
 
     `data` holds 'labels' [N], 'is_poisoned' [N], 'mean' and 'std' [3], and 'key'; images and indices as in
     `feed.batch_images`.
@@ -108,9 +117,14 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation, augment: Au
     def step(state: TrainState, data: Mapping[str, Any], batch: Mapping[str, jax.Array]):
         attack_key, flip_key, dropout_key = jax.random.split(named_key(data["key"], state.step), 3)
         images, indices = batch_images(data, batch), batch["indices"]
-        images = augment(images, data["is_poisoned"][indices], attack_key)
-        images = (random_flip(images, flip_key) - data["mean"]) / data["std"]
+        # An attack draws for the batch that it is given: every device gives it the whole one.
+        whole, poisoned = (mapped.gather(rows, axis_name) for rows in (images, data["is_poisoned"][indices]))
+        images = mapped.own_rows(augment(whole, poisoned, attack_key), len(images), axis_name)
+        images = (random_flip(images, flip_key, axis_name=axis_name) - data["mean"]) / data["std"]
         labels = data["labels"][indices]
+
+        if axis_name is not None:  # dropout alone is not what one device would draw
+            dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
 
         def loss_fn(params):
             logits, changed = network.apply(
@@ -125,7 +139,9 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation, augment: Au
             return loss, (changed.get("batch_stats", {}), accuracy)
 
         (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": optax.global_norm(gradients)}
+        metrics = {"loss": loss, "accuracy": accuracy}
+        gradients, metrics = mapped.average((gradients, metrics), axis_name)
+        metrics["gradient_norm"] = optax.global_norm(gradients)
         return state.updated(tx, gradients, batch_stats), metrics
 
     return step

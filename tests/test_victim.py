@@ -11,7 +11,7 @@ from refine_jax import victim
 from refine_jax.attacks.poisoning import Poisoned
 from refine_jax.datasets.images import Dataset, Split
 from refine_jax.networks import registry
-from refine_jax.training import loop
+from refine_jax.training import loop, parallel
 
 K, COUNT = 3, 10
 SETTINGS = {
@@ -91,9 +91,9 @@ def test_the_last_batch_of_an_epoch_is_trained_on_though_it_is_smaller(dataset):
 
 def test_it_is_compiled_once_for_each_size_of_a_batch(dataset, monkeypatch):
     compiled = []
-    compile_training = victim.compile_training
+    compile_training = parallel.compile_training
     monkeypatch.setattr(
-        victim, "compile_training", lambda *a, **k: compiled.append(compile_training(*a, **k)) or compiled[-1]
+        parallel, "compile_training", lambda *a, **k: compiled.append(compile_training(*a, **k)) or compiled[-1]
     )
     train(dataset, epochs=3)
     assert compiled[0]._cache_size() == 2

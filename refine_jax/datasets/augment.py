@@ -1,36 +1,45 @@
-"""Augmentation on the device: flips, crops that are resized back, grayscale; one draw for each image."""
+"""Augmentation on the device: flips, crops that are resized back, grayscale; one draw for each image.
+
+`axis_name` is that of the mapped axis over which a batch is split, None where it is not; an image's draw is the same.
+"""
 
 import chex
 import jax
 import jax.numpy as jnp
+
+from refine_jax import mapped
 
 # Luma weights of ITU-R BT.601, as in Pillow and torchvision.
 _LUMA = (0.2989, 0.587, 0.114)
 _CROP_TRIES = 10
 
 
-def random_flip(images: jax.Array, key: jax.Array) -> jax.Array:
+def random_flip(images: jax.Array, key: jax.Array, *, axis_name: str | None = None) -> jax.Array:
     """Mirrors each image left to right with probability 1/2.
 
     Args:
         images: [N, H, W, C]
         key: A key of jax.random.
+        axis_name: See above.
 
     Returns:
         [N, H, W, C]
     """
     chex.assert_rank(images, 4)
-    flip = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
+    flip = mapped.draw(lambda n: jax.random.bernoulli(key, shape=(n, 1, 1, 1)), len(images), axis_name)
     return jnp.where(flip, images[:, :, ::-1], images)
 
 
-def random_grayscale(images: jax.Array, key: jax.Array, probability: float = 0.2) -> jax.Array:
+def random_grayscale(
+    images: jax.Array, key: jax.Array, probability: float = 0.2, *, axis_name: str | None = None
+) -> jax.Array:
     """Takes the color out of each image with the given probability; it keeps three equal channels.
 
     Args:
         images: RGB. [N, H, W, 3]
         key: A key of jax.random.
         probability: Of an image to lose its color.
+        axis_name: See above.
 
     Returns:
         [N, H, W, 3]
@@ -41,7 +50,7 @@ def random_grayscale(images: jax.Array, key: jax.Array, probability: float = 0.2
     chex.assert_rank(images, 4)
     chex.assert_axis_dimension(images, 3, 3)
     luma = (images * jnp.asarray(_LUMA, images.dtype)).sum(axis=-1, keepdims=True)  # [N, H, W, 1]
-    gray = jax.random.bernoulli(key, probability, shape=(len(images), 1, 1, 1))
+    gray = mapped.draw(lambda n: jax.random.bernoulli(key, probability, shape=(n, 1, 1, 1)), len(images), axis_name)
     return jnp.where(gray, luma, images)
 
 
@@ -50,6 +59,8 @@ def random_resized_crop(
     key: jax.Array,
     area: tuple[float, float] = (0.8, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    *,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Cuts a box out of each image and resizes it back to the full size, bilinearly.
 
@@ -61,6 +72,7 @@ def random_resized_crop(
         key: A key of jax.random.
         area: Least and largest share of the image's area.
         aspect: Least and largest width over height.
+        axis_name: See above.
 
     Returns:
         [N, H, W, C]
@@ -71,7 +83,9 @@ def random_resized_crop(
     """
     chex.assert_rank(images, 4)
     n, height, width, _ = images.shape
-    top, left, box_height, box_width = _draw_boxes(key, n, height, width, area, aspect)
+    top, left, box_height, box_width = mapped.draw(
+        lambda n: _draw_boxes(key, n, height, width, area, aspect), n, axis_name
+    )
     rows = _resampling(top, box_height, height).astype(images.dtype)  # [N, H, H]
     columns = _resampling(left, box_width, width).astype(images.dtype)  # [N, W, W]
     # Each pixel of the outcome is a weighted sum of two rows of two pixels: two small matrix products.

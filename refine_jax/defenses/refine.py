@@ -27,6 +27,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from refine_jax import mapped
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.augment import random_flip, random_grayscale, random_resized_crop
 from refine_jax.datasets.feed import Feed, batch_images
@@ -37,7 +38,7 @@ from refine_jax.losses import l2_normalize, mapped_binary_cross_entropy, mapped_
 from refine_jax.networks.unet import UNet
 from refine_jax.training import loop, optimizer
 from refine_jax.training.checkpoints import read
-from refine_jax.training.compilation import compile_training
+from refine_jax.training.parallel import ONE_DEVICE, Execution, Step
 from refine_jax.training.state import TrainState, create_train_state
 
 LOSSES = {"cross_entropy": mapped_cross_entropy, "binary_cross_entropy": mapped_binary_cross_entropy}
@@ -152,6 +153,8 @@ def objective(
     images: jax.Array,
     permutation: jax.Array,
     settings: Mapping[str, Any] | Objective | None,
+    *,
+    axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """The loss of REFINE on a batch of clean images, without labels.
 
@@ -162,6 +165,8 @@ def objective(
         images: Augmented already; float in [0, 1]. [N, H, W, 3]
         permutation: Output mapping. Integers [K]
         settings: See `Objective.of`.
+        axis_name: Mapped axis over which the batch is split; the mean over it is the loss of the whole batch. The
+            U-Net has to be made with the same.
 
     Returns:
         (total, aux). total: classification + sup_weight * contrastive, a scalar. aux: 'classification',
@@ -179,7 +184,12 @@ def objective(
     features = l2_normalize(transformed.reshape(len(images), -1))  # [N, H * W * 3]
     # Two views of each image, as the loss is defined; both are T(x).
     contrastive = supervised_contrastive(
-        features[:, None], pseudo_labels, settings.temperature, settings.base_temperature, repeats=2
+        features[:, None],
+        pseudo_labels,
+        settings.temperature,
+        settings.base_temperature,
+        repeats=2,
+        axis_name=axis_name,
     )
     total = classification + settings.sup_weight * contrastive
     return total, {
@@ -231,15 +241,17 @@ class Defended:
         return remap(jax.nn.softmax(logits), self.permutation)
 
 
-def train_step(unet: UNet, tx: optax.GradientTransformation, settings: Objective):
+def train_step(unet: UNet, tx: optax.GradientTransformation, settings: Objective, axis_name: str | None = None):
     """Returns the function (state, data, batch) -> (state, metrics) that trains the U-Net by one batch.
 
-    `data` holds 'classifier', 'permutation' and 'key'; images and indices as in `feed.batch_images`.
+    `data` holds 'classifier', 'permutation' and 'key'; images and indices as in `feed.batch_images`. Inside a mapped
+    axis the batch is a device's part, and the U-Net is made with the name of the axis too.
     """
 
     def step(state: TrainState, data: Mapping[str, Any], batch: Mapping[str, jax.Array]):
-        images = augment(batch_images(data, batch), named_key(data["key"], state.step))
-        return update(unet, tx, state, data["classifier"], images, data["permutation"], settings)
+        images = augment(batch_images(data, batch), named_key(data["key"], state.step), axis_name=axis_name)
+        given = (unet, tx, state, data["classifier"], images, data["permutation"], settings)
+        return update(*given, axis_name=axis_name)
 
     return step
 
@@ -252,6 +264,8 @@ def update(
     images: jax.Array,
     permutation: jax.Array,
     settings: Mapping[str, Any] | Objective | None,
+    *,
+    axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of the optimizer on one batch, as it is; arguments as in `objective`.
 
@@ -262,7 +276,7 @@ def update(
 
     def loss_fn(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
-        return objective(unet, variables, classifier, images, permutation, settings)
+        return objective(unet, variables, classifier, images, permutation, settings, axis_name=axis_name)
 
     (total, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     sources = jnp.argsort(permutation)[aux["pseudo_labels"]]
@@ -271,16 +285,18 @@ def update(
         "classification": aux["classification"],
         "contrastive": aux["contrastive"],
         "agreement": (aux["logits"].argmax(axis=-1) == sources).mean(),
-        "gradient_norm": optax.global_norm(gradients),
     }
+    gradients, metrics = mapped.average((gradients, metrics), axis_name)
+    metrics["gradient_norm"] = optax.global_norm(gradients)
     return state.updated(tx, gradients, aux["batch_stats"]), metrics
 
 
-def augment(images: jax.Array, key: jax.Array) -> jax.Array:
+def augment(images: jax.Array, key: jax.Array, *, axis_name: str | None = None) -> jax.Array:
     """Crop of 80 to 100 % of the area, resized back; flip; grayscale with probability 0.2.  [N, H, W, 3]"""
     crop_key, flip_key, gray_key = jax.random.split(key, 3)
-    images = random_resized_crop(images, crop_key)
-    return random_grayscale(random_flip(images, flip_key), gray_key)
+    images = random_resized_crop(images, crop_key, axis_name=axis_name)
+    images = random_flip(images, flip_key, axis_name=axis_name)
+    return random_grayscale(images, gray_key, axis_name=axis_name)
 
 
 def fit(
@@ -290,6 +306,7 @@ def fit(
     seed: int,
     num_classes: int,
     journal: loop.Journal | None = None,
+    execution: Execution = ONE_DEVICE,
 ) -> tuple[Defended, loop.Outcome]:
     """Trains a U-Net for a classifier.
 
@@ -300,6 +317,7 @@ def fit(
         seed: For mapping, weights, choice and order of the images, augmentation.
         num_classes: K.
         journal: Where to leave checkpoints and metrics.
+        execution: On which devices, and how.
 
     Returns:
         The defended classifier, with the last step's parameters; and how the training went.
@@ -317,7 +335,7 @@ def fit(
         "key": named_key(seed, "refine/augmentation"),
     }
     wanted = Objective.of(settings)
-    step = compile_training(train_step(unet, tx, wanted), donate_argnums=0)
+    step = Step(lambda axis_name: train_step(mapped.on_axis(unet, axis_name), tx, wanted, axis_name), execution)
     kept = {"permutation": data["permutation"]}
     outcome = loop.fit("refine", step, state, data, feed, schedule, journal, kept)
     variables, permutation = outcome.state.variables, data["permutation"]

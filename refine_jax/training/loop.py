@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from refine_jax.training.interruption import Interrupted, StopRequest
 from refine_jax.training.journal import Journal, Unwritten, resume
 from refine_jax.training.log import Progress, format_seconds
 from refine_jax.training.optimizer import Schedule
+from refine_jax.training.parallel import Step
 from refine_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Outcome:
 
 def fit(
     stage: str,
-    step: Callable[[TrainState, Any, Mapping[str, Any]], tuple[TrainState, dict[str, jax.Array]]],
+    step: Step,
     state: TrainState,
     data: Any,
     feed: Feed,
@@ -59,9 +60,9 @@ def fit(
 
     Args:
         stage: Name of the training, for people and in metrics.jsonl.
-        step: (state, data, batch) -> (state, metrics, 'loss' among them); jitted, may donate `state`.
+        step: (state, data, batch) -> (state, metrics, 'loss' among them).
         state: At step 0.
-        data: Whatever `step` needs beside its batch, on the device.
+        data: Whatever `step` needs beside its batch.
         feed: Tells which images make up which batch.
         schedule: Its `epochs` are the length of the training.
         journal: None: nothing is written, and a training that is stopped is lost.
@@ -88,7 +89,7 @@ def fit(
 def _run(stage, step, state, data, feed, schedule, stop, writer) -> Outcome:
     first, total = int(state.step), schedule.epochs * feed.steps_per_epoch
     progress = Progress(stage, schedule.epochs)
-    state = jax.device_put(state)
+    state, data = step.place(state), step.place(data)
     started = fetched = steady_since = time.monotonic()
     images = steady_images = 0
     # One step is computed while the next is handed over; more in flight would keep a request to stop waiting.
