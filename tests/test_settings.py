@@ -131,6 +131,7 @@ IMPOSSIBLE = [
     ({"defense__batch_size": 1001}, "defense.batch_size = 1001: allowed: at most the 1000 clean images"),
     ({"run__log_every": 0}, "run.log_every = 0: allowed: .*1 or more"),
     ({"run__checkpoint_steps": 0}, "run.checkpoint_steps = 0: allowed: 1 or more"),
+    ({"run__devices": 0}, "run.devices = 0: allowed: 1 or more"),
     ({"run__keep_checkpoints": 0}, "run.keep_checkpoints = 0: allowed: 1 or more"),
     ({"run__checkpoint_minutes": 0.0}, "run.checkpoint_minutes = 0.0: allowed: .*above 0"),
 ]
