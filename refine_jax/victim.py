@@ -141,7 +141,7 @@ def train_step(
         (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         metrics = {"loss": loss, "accuracy": accuracy}
         gradients, metrics = mapped.average((gradients, metrics), axis_name)
-        metrics["gradient_norm"] = optax.global_norm(gradients)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
         return state.updated(tx, gradients, batch_stats), metrics
 
     return step

@@ -287,7 +287,7 @@ def update(
         "agreement": (aux["logits"].argmax(axis=-1) == sources).mean(),
     }
     gradients, metrics = mapped.average((gradients, metrics), axis_name)
-    metrics["gradient_norm"] = optax.global_norm(gradients)
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
     return state.updated(tx, gradients, aux["batch_stats"]), metrics
 
 
