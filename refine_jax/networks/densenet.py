@@ -57,6 +57,7 @@ class DenseNet(nn.Module):
         growth: Channels that a layer adds.
         dtype: Type of the computation; None for the promoted type of images and parameters.
         axis_name: Mapped axis over which batch normalization shares its statistics.
+        remat: Whether its blocks are rematerialized, see `layers.block`.
 
     Source: densenet121 of torchvision, after G. Huang et al., Densely Connected Convolutional Networks, CVPR 2017.
     """
@@ -66,14 +67,15 @@ class DenseNet(nn.Module):
     growth: int
     dtype: jax.typing.DTypeLike | None = None
     axis_name: str | None = None
+    remat: bool = False
 
     def setup(self) -> None:
-        channels = 2 * self.growth
+        channels, layer = 2 * self.growth, layers.block(DenseLayer, self.remat)
         self.conv0 = layers.conv(3, channels, 7, stride=2, padding=3, dtype=self.dtype, kernel_init=he_fan_in)
         self.norm0 = BatchNorm(self.dtype, self.axis_name)
         for i, count in enumerate(self.blocks, start=1):
             for j in range(1, count + 1):
-                setattr(self, f"block{i}_layer{j}", DenseLayer(self.growth, self.dtype, self.axis_name))
+                setattr(self, f"block{i}_layer{j}", layer(self.growth, self.dtype, self.axis_name))
             channels += count * self.growth
             if i < len(self.blocks):
                 setattr(self, f"transition{i}", Transition(self.dtype, self.axis_name))

@@ -157,6 +157,19 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def block(module: Any, remat: bool) -> Any:
+    """Returns a class of blocks, called with (x, train), as it is or rematerialized.
+
+    Args:
+        module: The class.
+        remat: Whether what a block computes inside is computed again for its gradient, in place of being kept:
+            less memory for more time, the same values and gradients.
+
+    Source: jax.checkpoint, as flax.linen.remat.
+    """
+    return nn.remat(module, static_argnums=(2,)) if remat else module
+
+
 def require_side(network: str, images: jax.Array, side: int) -> None:
     """Checks that `images` [N, H, W, C] are large enough for a network.
 

@@ -42,6 +42,7 @@ class PreActResNet(nn.Module):
         width: Channels of the first stage.
         dtype: Type of the computation; None for the promoted type of images and parameters.
         axis_name: Mapped axis over which batch normalization shares its statistics.
+        remat: Whether its blocks are rematerialized, see `layers.block`.
 
     Source: PreActResNet18 of BackdoorBench, after K. He et al., Identity Mappings in Deep Residual Networks,
         ECCV 2016.
@@ -52,12 +53,14 @@ class PreActResNet(nn.Module):
     width: int = 64
     dtype: jax.typing.DTypeLike | None = None
     axis_name: str | None = None
+    remat: bool = False
 
     def setup(self) -> None:
         self.conv1 = layers.conv(3, self.width, 3, padding=1, dtype=self.dtype)
+        block = layers.block(PreActBlock, self.remat)
         for i, blocks in enumerate(self.stages):
             stage = [
-                PreActBlock(self.width * 2**i, 2 if i > 0 and j == 0 else 1, self.dtype, self.axis_name)
+                block(self.width * 2**i, 2 if i > 0 and j == 0 else 1, self.dtype, self.axis_name)
                 for j in range(blocks)
             ]
             setattr(self, f"layer{i + 1}", stage)

@@ -96,6 +96,7 @@ class ResNet(nn.Module):
         width: Channels of the first stage.
         dtype: Type of the computation; None for the promoted type of images and parameters.
         axis_name: Mapped axis over which batch normalization shares its statistics.
+        remat: Whether its blocks are rematerialized, see `layers.block`.
 
     Source: K. He et al., Deep Residual Learning for Image Recognition, CVPR 2016. The small stem as in REFINE's
         released program, but with a global mean in place of the fixed 4 x 4 pooling, which is the same at
@@ -109,6 +110,7 @@ class ResNet(nn.Module):
     width: int = 64
     dtype: jax.typing.DTypeLike | None = None
     axis_name: str | None = None
+    remat: bool = False
 
     def setup(self) -> None:
         kernel_init = he_fan_out if self.imagenet_stem else layers.default_kernel_init
@@ -117,9 +119,10 @@ class ResNet(nn.Module):
             3, self.width, size, stride=stride, padding=size // 2, dtype=self.dtype, kernel_init=kernel_init
         )
         self.bn1 = BatchNorm(self.dtype, self.axis_name)
+        block = layers.block(self.block, self.remat)
         for i, blocks in enumerate(self.stages):
             stage = [
-                self.block(self.width * 2**i, 2 if i > 0 and j == 0 else 1, self.dtype, self.axis_name, kernel_init)
+                block(self.width * 2**i, 2 if i > 0 and j == 0 else 1, self.dtype, self.axis_name, kernel_init)
                 for j in range(blocks)
             ]
             setattr(self, f"layer{i + 1}", stage)

@@ -38,6 +38,7 @@ class UNet(nn.Module):
         depth: Number of halvings; the smallest side of an image must be at least 2 ** depth.
         dtype: Type of the computation; None for the promoted type of images and parameters.
         axis_name: Mapped axis over which batch normalization shares its statistics.
+        remat: Whether its blocks are rematerialized, see `layers.block`.
 
     Source: UNetLittle of REFINE's released program (UNet3Layer, UNet, UNet5Layer there are width 64 and depths
         3, 4, 5), after O. Ronneberger et al., U-Net, MICCAI 2015.
@@ -47,6 +48,7 @@ class UNet(nn.Module):
     depth: int = 4
     dtype: jax.typing.DTypeLike | None = None
     axis_name: str | None = None
+    remat: bool = False
 
     def __post_init__(self) -> None:
         layers.require_positive("unet.width", self.width)
@@ -55,7 +57,7 @@ class UNet(nn.Module):
 
     def setup(self) -> None:
         def double_conv(middle: int, features: int) -> DoubleConv:
-            return DoubleConv(middle, features, self.dtype, self.axis_name)
+            return layers.block(DoubleConv, self.remat)(middle, features, self.dtype, self.axis_name)
 
         skips = [self.width * 2**i for i in range(self.depth)]
         self.inc = double_conv(self.width, self.width)

@@ -74,6 +74,7 @@ class ViT(nn.Module):
         dropout: Rate in attention, MLPs and after the embedding.
         dtype: Type of the computation; None for the promoted type of images and parameters.
         axis_name: Taken as every network takes it; there is no batch normalization here.
+        remat: Whether its layers are rematerialized, see `layers.block`.
 
     Source: ViT of REFINE's released program, after S. H. Lee et al., Vision Transformer for Small-Size Datasets,
         2021.
@@ -90,6 +91,7 @@ class ViT(nn.Module):
     dropout: float = 0.1
     dtype: jax.typing.DTypeLike | None = None
     axis_name: str | None = None
+    remat: bool = False
 
     def __post_init__(self) -> None:
         if self.patch_size is None and self.image_size % 8:
@@ -108,8 +110,9 @@ class ViT(nn.Module):
         self.cls_token = self.param("cls_token", normal, (1, 1, self.dim))
         self.pos_embedding = self.param("pos_embedding", normal, (1, 1 + (self.image_size // patch) ** 2, self.dim))
         self.embedding_dropout = nn.Dropout(self.dropout)
-        self.attention = [Attention(self.heads, self.dim_head, self.dropout, self.dtype) for _ in range(self.depth)]
-        self.mlp = [MLP(self.mlp_dim, self.dropout, self.dtype) for _ in range(self.depth)]
+        attention, mlp = (layers.block(module, self.remat) for module in (Attention, MLP))
+        self.attention = [attention(self.heads, self.dim_head, self.dropout, self.dtype) for _ in range(self.depth)]
+        self.mlp = [mlp(self.mlp_dim, self.dropout, self.dtype) for _ in range(self.depth)]
         self.head_norm = _layer_norm(None)
         self.head_linear = layers.linear(self.dim, self.num_classes)
 

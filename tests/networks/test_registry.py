@@ -4,6 +4,7 @@ import functools
 import json
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from jax import export
 
 from refine_jax import networks
 from refine_jax.errors import SettingError
+from refine_jax.networks import registry
 from tests.goldens import rules
 
 # Trainable parameters by network and number of classes: of the published PyTorch models, which have 10 or 1000.
@@ -188,3 +190,35 @@ def test_initialization_is_the_references(name, path, spread):
 
     # Only the wanted parameter is computed: the compiler drops the rest.
     assert np.std(jax.jit(one)(jax.random.key(0))) == pytest.approx(spread, rel=0.05)
+
+
+SMALL = {
+    "resnet18": {"width": 2, "stages": (1, 1)},
+    "densenet121": {"growth": 2, "blocks": (1, 1)},
+    "vit": {"dim": 8, "depth": 1, "heads": 1, "dim_head": 4, "mlp_dim": 8},
+    "unet": {"width": 2, "depth": 1},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_rematerialized_network_has_the_same_variables_values_and_gradients(name):
+    make = networks.unet.UNet if name == "unet" else functools.partial(registry.NETWORKS[name], num_classes=3)
+    plain, rematerialized = (make(**SMALL[name], remat=remat) for remat in (False, True))
+    images = np.random.default_rng(0).random((2, 32, 32, 3), dtype=np.float32)
+    state = rules.variables(plain, images.shape)
+
+    def train(module):
+        def loss(params):
+            rngs, given = {"dropout": jax.random.key(0)}, {**state, "params": params}
+            out, changed = module.apply(given, images, train=True, mutable=["batch_stats"], rngs=rngs)
+            return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum(), (out, changed)
+
+        return jax.grad(loss, has_aux=True)
+
+    plain, rematerialized = (jax.jit(train(module)).lower(state["params"]) for module in (plain, rematerialized))
+    # What is computed again stands behind a barrier, lest the compiler takes it for what was computed before.
+    assert "optimization_barrier" not in plain.as_text()
+    assert "optimization_barrier" in rematerialized.as_text()
+    quickly = {"xla_backend_optimization_level": 0}
+    expected, got = (lowered.compile(quickly)(state["params"]) for lowered in (plain, rematerialized))
+    chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-4)
