@@ -171,7 +171,8 @@ def open_records(
 
 def _identity(section: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
     """What tells which images they are: not where they lie, but what they are where their name does not say it."""
-    named = {name: value for name, value in section.items() if name not in ("data_dir", "root", "test_root")}
+    elsewhere = ("data_dir", "root", "test_root", "decoded")
+    named = {name: value for name, value in section.items() if name not in elsewhere}
     return named if dataset.sha256 is None else {**named, "sha256": dataset.sha256}
 
 

@@ -14,6 +14,7 @@ from refine_jax.attacks.contact_sheet import contact_sheet
 from refine_jax.attacks.poisoning import Poisoned
 from refine_jax.attacks.trigger import Attack
 from refine_jax.datasets.images import Dataset
+from refine_jax.datasets.overlay import Overlay
 from refine_jax.keys import named_key
 
 logger = logging.getLogger(__name__)
@@ -39,13 +40,14 @@ def plant(
         train_benign: Returns a benign classifier; called where the attack needs one and nothing is kept.
 
     Returns:
-        (what is kept, the poisoned training set).
+        (what is kept, the poisoned training set); its images are an `Overlay`, so that those that were not poisoned
+        need not lie in memory a second time.
 
     Raises:
         WorkdirError: What is kept is damaged, or of other images.
     """
     key = named_key(seed, "attack/poison")
-    images, labels = dataset.train.images, dataset.train.labels
+    images, labels = Overlay(dataset.train.images), dataset.train.labels
     if kept.is_saved(folder):
         found = kept.load(folder)
         return found, found.poison(images, labels, key)

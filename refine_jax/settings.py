@@ -50,6 +50,7 @@ def default() -> ml_collections.ConfigDict:
                 "per_class": tuple,  # images of each class to train and to test on
                 "test_root": str,  # where those to test on lie, if not below root
                 "image_size": int,  # side to bring pictures to
+                "decoded": bool,  # whether pictures are decoded once and kept; open: by size
                 "class_names": tuple,  # in the order of the classifier's outputs
             },
             "attack": {

@@ -14,6 +14,7 @@ from refine_jax import mapped, networks
 from refine_jax.attacks.poisoning import Poisoned
 from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
+from refine_jax.datasets import stream
 from refine_jax.datasets.augment import random_flip
 from refine_jax.datasets.feed import Feed, batch_images
 from refine_jax.datasets.images import Dataset
@@ -88,7 +89,7 @@ def _train(stage, dataset, poisoned, augment, settings, seed, journal, execution
     tx = create_optimizer(settings, schedule)
     state = create_train_state(network, tx, named_key(seed, f"{stage}/weights"), dataset.image_size)
     data = {
-        "images": jnp.asarray(poisoned.images),
+        "images": stream.on_device(poisoned.images),
         "labels": jnp.asarray(poisoned.labels),
         "is_poisoned": jnp.zeros(len(poisoned.labels), bool).at[poisoned.indices].set(True),
         "mean": jnp.asarray(dataset.mean),

@@ -2,12 +2,13 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
 
 from refine_jax.attacks import registry
-from refine_jax.attacks.poisoning import Poisoned
+from refine_jax.attacks.poisoning import Poisoned, own_copy
 from refine_jax.attacks.trigger import Attack
 from refine_jax.errors import WorkdirError
 from refine_jax.files import hash_arrays, read_json, write_arrays, write_json
@@ -34,11 +35,11 @@ class Kept:
     images: np.ndarray | None
     sha256: str
 
-    def poison(self, images: np.ndarray, labels: np.ndarray, key: jax.Array) -> Poisoned:
+    def poison(self, images: Any, labels: np.ndarray, key: jax.Array) -> Poisoned:
         """Makes the poisoned training set again of which this was kept.
 
         Args:
-            images: The clean ones. uint8 [N, H, W, 3]
+            images: The clean ones, as in `Attack.poison`. uint8 [N, H, W, 3]
             labels: Integers [N]
             key: That it was poisoned with.
 
@@ -48,7 +49,7 @@ class Kept:
         if self.images is None:
             poisoned = self.attack.poison(images, labels, key)
         else:
-            changed = np.array(images)
+            changed = own_copy(images)
             changed[self.indices] = self.images
             poisoned = Poisoned(changed, np.array(labels), self.indices, self.cover_indices)
         for name in ("indices", "cover_indices"):

@@ -44,7 +44,7 @@ def poison(
         field = f"attack.{attack.name}.classifier"
         raise SettingError(field, None, "a benign classifier, from images in [0, 1] to logits")
     indices, no_covers = poisoning.draw_indices(attack, labels, named_key(key, "indices"))
-    changed, options = np.array(images), attack.options
+    changed, options = poisoning.own_copy(images), attack.options
     adversarial = perturb(
         classifier,
         changed[indices],

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,13 +20,13 @@ class Poisoned(NamedTuple):
     """A poisoned training set.
 
     Args:
-        images: uint8. [N, H, W, 3]
+        images: uint8; an array where an array was given. [N, H, W, 3]
         labels: Of the type that was given. [N]
         indices: Of the poisoned images, sorted, int32. [P]
         cover_indices: Of images that were changed and kept their label, sorted, int32. [C]
     """
 
-    images: np.ndarray
+    images: Any
     labels: np.ndarray
     indices: np.ndarray
     cover_indices: np.ndarray
@@ -70,12 +70,17 @@ def dirty_label(
     indices, covers = draw_indices(
         attack, labels, named_key(key, "indices"), int_share(len(labels), cover_rate(attack))
     )
-    changed, new_labels = np.array(images), np.array(labels)
+    changed, new_labels = own_copy(images), np.array(labels)
     changed[indices] = plant(changed[indices], attack, named_key(key, "poisoned"))
     if cover is not None:
         changed[covers] = cover(changed[covers], attack, named_key(key, "cover"))
     new_labels[indices] = attack.target
     return Poisoned(changed, new_labels, indices, covers)
+
+
+def own_copy(images: Any) -> Any:
+    """Returns a copy of images to be changed: an array, or what other images call a copy (see `datasets.overlay`)."""
+    return np.array(images) if isinstance(images, np.ndarray | jax.Array) else images.copy()
 
 
 def every_image(attack: "Attack", labels: np.ndarray) -> np.ndarray:

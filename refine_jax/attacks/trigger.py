@@ -100,7 +100,7 @@ class Attack:
 
     def poison(
         self,
-        images: np.ndarray,
+        images: Any,
         labels: np.ndarray,
         key: jax.Array,
         classifier: Callable[[jax.Array], jax.Array] | None = None,
@@ -111,7 +111,8 @@ class Attack:
         """Plants the attack into a training set.
 
         Args:
-            images: uint8 RGB; not written to, may be mapped from a file. [N, H, W, 3]
+            images: uint8 RGB; not written to, may be mapped from a file, or be no array but an `Overlay` of the data
+                sets, and what comes out then is one too. [N, H, W, 3]
             labels: Integers; not written to. [N]
             key: For which images are poisoned, and whatever else is random about it.
             classifier: A benign one, float images in [0, 1] -> logits [N, K]; only for `needs_classifier`.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from refine_jax.datasets import stream
 from refine_jax.keys import named_key
 
 
@@ -21,15 +22,26 @@ class Feed:
         batch_size: Of every batch but perhaps the last of an epoch.
         key: A key of jax.random.
         keep_last: Whether what is left over at the end of an epoch makes a smaller batch or is left out.
+        images: Those that every batch brings with it, see `stream.read_ahead`; None: they are on the device.
+        workers: See `stream.read_ahead`.
     """
 
-    def __init__(self, num_examples: int, batch_size: int, key: jax.Array, *, keep_last: bool):
+    def __init__(
+        self,
+        num_examples: int,
+        batch_size: int,
+        key: jax.Array,
+        *,
+        keep_last: bool,
+        images: Any = None,
+        workers: int = 0,
+    ):
         if not 1 <= batch_size <= num_examples:
             raise ValueError(f"batch_size = {batch_size}: allowed: 1 to {num_examples}, the number of examples")
         self.num_examples = num_examples
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch(num_examples, batch_size, keep_last=keep_last)
-        self._key = key
+        self._key, self._images, self._workers = key, images, workers
         self._epoch, self._order = -1, np.empty(0, np.int32)
 
     def indices(self, step: int) -> np.ndarray:
@@ -41,9 +53,13 @@ class Feed:
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]
 
     def batches(self, first: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields the batches of steps `first` to `stop` - 1 as a training step takes them: {'indices': [B]}."""
-        for step in range(first, stop):
-            yield {"indices": self.indices(step)}
+        """Yields the batches of steps `first` to `stop` - 1 as a training step takes them, see `batch_images`."""
+        if self._images is None:
+            for step in range(first, stop):
+                yield {"indices": self.indices(step)}
+        else:
+            plan = [self.indices(step) for step in range(first, stop)]
+            yield from stream.read_ahead(self._images, plan, self._workers)
 
 
 def batch_images(data: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> jax.Array:

@@ -7,7 +7,7 @@ import logging
 import numbers
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from refine_jax.datasets import (
     imagenet_pictures,
     imagenet_source,
     preparation,
+    stream,
 )
+from refine_jax.datasets.encoded import Encoded
 from refine_jax.datasets.images import Dataset, Split
 from refine_jax.errors import DataError, SettingError
 
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 PER_CLASS = (500, 100)
+SMALLEST_SIZE = 32
 _LABELS_FILE, _METADATA_FILE = "label.labels.txt", "metadata.json"
 _DECODED_AT_ONCE = 512
 
@@ -39,12 +42,15 @@ def load(
     root: str | os.PathLike | None = None,
     classes: int | str | Sequence[int | str] | None = None,
     per_class: Sequence[int] | None = None,
+    image_size: int | None = None,
+    decoded: bool | None = None,
 ) -> Dataset:
     """Returns ImageNet-50, class after class, as 224 x 224 images; builds it where it is not built yet.
 
     Of every picture, in training as in evaluation, the middle is taken: short side resized to 256, then the central
     224 x 224; one that is 224 x 224 already stays as it is. Pictures are decoded once and mapped from a cache after
-    that: 50 classes take 4.5 GB there, and as much memory while they are decoded.
+    that: 50 classes take 4.5 GB there, and as much memory while they are decoded. Where that is too much, training
+    images are decoded whenever they are read, which comes to the same images.
 
     Args:
         data_dir: Folder in which TFDS keeps imagenet50/; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
@@ -52,6 +58,9 @@ def load(
         root: ImageNet as the user has it, see `prepare`. What is built already needs it no more.
         classes: See `prepare`.
         per_class: See `prepare`.
+        image_size: Side of the images; None: 224. Smaller ones are middles of pictures resized in proportion.
+        decoded: Whether training images are decoded once and kept; None: where they take at most half of the
+            machine's memory. Else `train.images` is no array but `encoded.Encoded`.
 
     Raises:
         SettingError: An option has a value that cannot be.
@@ -62,6 +71,11 @@ def load(
         REFINE paper's (Chen et al., ICLR 2025), which does not name its classes.
     """
     request = _request(classes, per_class, imagenet_pictures.SHORT_SIDE)
+    size = imagenet_pictures.SIZE if image_size is None else image_size
+    if not isinstance(size, numbers.Integral) or not SMALLEST_SIZE <= size <= imagenet_pictures.SIZE:
+        raise SettingError(
+            "dataset.image_size", image_size, f"a whole number, {SMALLEST_SIZE} to {imagenet_pictures.SIZE}"
+        )
     folder = _find_or_build(root, request, data_dir)
     try:
         key = cache.fingerprint(folder, (preparation.INFO_FILE, _LABELS_FILE))
@@ -70,12 +84,18 @@ def load(
         raise DataError(
             f"{error.filename}: cannot be read ({error.strerror}). {preparation.mend_incomplete(folder)}"
         ) from error
-    arrays = cache.load_or_build(
-        imagenet_build.NAME, key, lambda: _decode(folder, len(ids), request.per_class), cache_dir
-    )
+    counts = dict(zip(("train", "test"), request.per_class, strict=True))
+    if decoded is None:
+        decoded = size**2 * 3 * len(ids) * sum(counts.values()) <= stream.machine_memory() / 2
+    if not decoded:
+        train = _encoded(folder, counts.pop("train"), len(ids), size)
+    name = "_".join([imagenet_build.NAME, *counts, str(size)])
+    arrays = cache.load_or_build(name, key, lambda: _decode(folder, len(ids), counts, size), cache_dir)
+    if decoded:
+        train = Split(arrays["train_images"], arrays["train_labels"])
     return Dataset(
         name=imagenet_build.NAME,
-        train=Split(arrays["train_images"], arrays["train_labels"]),
+        train=train,
         test=Split(arrays["test_images"], arrays["test_labels"]),
         class_names=tuple(imagenet_classes.names().get(name, name) for name in ids),
         mean=MEAN,
@@ -171,8 +191,17 @@ def _source(folder: pathlib.Path) -> str:
         ) from error
 
 
-def _decode(folder: pathlib.Path, num_classes: int, per_class: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Reads, decodes and crops a version, and checks that it has what was asked for."""
+def _encoded(folder: pathlib.Path, count: int, num_classes: int, size: int) -> Split:
+    """The training images of a version, decoded whenever they are read; they lie class after class."""
+    logger.info("ImageNet-50 is read from %s; training images are decoded whenever they are read", folder)
+    images = Encoded(folder, "train", np.arange(count * num_classes), size)
+    if (found := images.records_there()) != len(images):
+        raise DataError(f"{folder} has {found} train images; expected: {count} of each class")
+    return Split(images, np.repeat(np.arange(num_classes, dtype=np.int32), count))
+
+
+def _decode(folder: pathlib.Path, num_classes: int, per_class: Mapping[str, int], size: int) -> dict[str, np.ndarray]:
+    """Reads, decodes and crops splits of a version, and checks that they have what was asked for."""
     import tensorflow_datasets as tfds
 
     logger.info("ImageNet-50 is read from %s and decoded, once", folder)
@@ -181,8 +210,8 @@ def _decode(folder: pathlib.Path, num_classes: int, per_class: tuple[int, int]) 
     except Exception as error:  # TFDS raises all kinds of errors for files that are not whole
         raise DataError(f"{folder}: TFDS cannot open it: {error}. {preparation.mend_incomplete(folder)}") from error
     arrays = {}
-    for split, count in zip(("train", "test"), per_class, strict=True):
-        images, labels = _decode_split(builder, split, count * num_classes)
+    for split, count in per_class.items():
+        images, labels = _decode_split(builder, split, count * num_classes, size)
         found = np.bincount(labels, minlength=num_classes).tolist()
         if found != [count] * num_classes:
             raise DataError(f"{folder} has {found} {split} images by class; expected: {count} of each")
@@ -190,25 +219,21 @@ def _decode(folder: pathlib.Path, num_classes: int, per_class: tuple[int, int]) 
     return arrays
 
 
-def _decode_split(builder, split: str, expected: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the images [N, 224, 224, 3] and labels [N] of a split, in the order of its files."""
-    images = np.empty((expected, imagenet_pictures.SIZE, imagenet_pictures.SIZE, 3), np.uint8)
+def _decode_split(builder, split: str, expected: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images [N, size, size, 3] and labels [N] of a split, in the order of its files."""
+    images = np.empty((expected, size, size, 3), np.uint8)
     labels = np.empty(expected, np.int32)
     row = 0
     try:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             examples = preparation.examples(builder, split)
             while batch := list(itertools.islice(examples, _DECODED_AT_ONCE)):
-                middles = pool.map(imagenet_pictures.crop, [example["image"] for example in batch])
+                middles = pool.map(imagenet_pictures.crop, [e["image"] for e in batch], itertools.repeat(size))
                 for example, middle in zip(batch, middles, strict=True):
                     images[row], labels[row] = middle, example["label"]
                     row += 1
         if row != expected:
             raise ValueError(f"{row} images; expected: {expected}")
     except Exception as error:  # each format has its own errors for a file that is not whole
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        folder = pathlib.Path(builder.data_path)
-        raise DataError(
-            f"{folder}: the {split} images are missing or damaged ({reason}). {preparation.mend_incomplete(folder)}"
-        ) from error
+        raise preparation.damaged(pathlib.Path(builder.data_path), split, error) from error
     return images, labels

@@ -40,16 +40,17 @@ def repair(encoded: bytes, short_side: int | None) -> tuple[bytes, str]:
     return file.getvalue(), ", ".join(wrong)
 
 
-def crop(encoded: bytes) -> np.ndarray:
-    """Returns the middle of a picture: short side to 256, then the central 224 x 224.
+def crop(encoded: bytes, size: int = SIZE) -> np.ndarray:
+    """Returns the middle of a picture: short side to 256, then the central 224 x 224; or both in proportion.
 
-    A picture that is 224 x 224 already stays as it is.
+    A picture that is 224 x 224 already is a middle: it stays as it is, or is resized as a whole.
 
     Args:
         encoded: A JPEG or another format that Pillow reads.
+        size: Side of the middle.
 
     Returns:
-        RGB, uint8. [224, 224, 3]
+        RGB, uint8. [size, size, 3]
 
     Raises:
         UnreadableError: It cannot be decoded as a whole; why.
@@ -58,6 +59,8 @@ def crop(encoded: bytes) -> np.ndarray:
         torchvision's Resize(256) and CenterCrop(224), the usual evaluation on ImageNet.
     """
     image = open_picture(encoded).convert("RGB")
-    if image.size != (SIZE, SIZE):
-        image = middle(resize(image, SHORT_SIDE), SIZE)
+    if image.size == (SIZE, SIZE):
+        image = resize(image, size)
+    else:
+        image = middle(resize(image, SHORT_SIDE * size // SIZE), size)
     return np.asarray(image)

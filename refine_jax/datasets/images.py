@@ -15,11 +15,12 @@ class Split:
     """The training or the test part of a data set; not to be written to.
 
     Args:
-        images: RGB, uint8; may be mapped from a file. [N, H, W, 3]
+        images: RGB, uint8; may be mapped from a file, or be decoded when they are read, as `encoded.Encoded` are.
+            [N, H, W, 3]
         labels: int32; all of them NO_LABEL where none is known. [N]
     """
 
-    images: np.ndarray
+    images: Any
     labels: np.ndarray
 
     def __post_init__(self):

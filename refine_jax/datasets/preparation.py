@@ -126,6 +126,12 @@ def mend_incomplete(directory: pathlib.Path) -> str:
     )
 
 
+def damaged(folder: pathlib.Path, split: str, error: Exception) -> DataError:
+    """Returns the error that says that a split could not be read, and what to do about it."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return DataError(f"{folder}: the {split} images are missing or damaged ({reason}). {mend_incomplete(folder)}")
+
+
 def tensorflow_installed() -> bool:
     """Returns whether there is a TensorFlow to import, without importing it."""
     return importlib.util.find_spec("tensorflow") is not None
@@ -150,6 +156,19 @@ def examples(builder: "tfds.core.DatasetBuilder", split: str) -> Iterator[dict[s
             yield from source.__getitems__(range(start, min(start + _READ_AT_ONCE, len(source))))
     else:
         yield from tfds.as_numpy(builder.as_dataset(split=split, decoders=decoders))
+
+
+def open_records(folder: pathlib.Path, split: str) -> Any:
+    """Opens a split that was prepared as array_record, for `records`."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(folder)
+    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+
+
+def records(source: Any, numbers: Any) -> list[dict[str, Any]]:
+    """Returns some of the records that `open_records` has opened, 'image' as the bytes of its encoding."""
+    return source.__getitems__([int(number) for number in numbers])
 
 
 def prepare(root: pathlib.Path) -> pathlib.Path:

@@ -30,5 +30,5 @@ def limit_training(dataset: Dataset, count: int | None) -> Dataset:
     order = jax.random.permutation(named_key(0, "dataset/subset"), total)
     chosen = np.sort(np.asarray(order[:count]))
     return dataclasses.replace(
-        dataset, train=Split(np.asarray(dataset.train.images[chosen]), dataset.train.labels[chosen])
+        dataset, train=Split(dataset.train.images.take(chosen, axis=0), dataset.train.labels[chosen])
     )

@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 
 from refine_jax import mapped
 from refine_jax.classifier import Classifier
+from refine_jax.datasets import stream
 from refine_jax.datasets.augment import random_flip, random_grayscale, random_resized_crop
 from refine_jax.datasets.feed import Feed, batch_images
 from refine_jax.defenses.mapping import derangement, remap
@@ -329,7 +330,7 @@ def fit(
     tx = optimizer.create_optimizer(settings, schedule)
     state = create_train_state(unet, tx, named_key(seed, "refine/weights"), images.shape[1:3])
     data: dict[str, Any] = {
-        "images": jnp.asarray(images),
+        "images": stream.on_device(images),
         "classifier": classifier,
         "permutation": derangement(named_key(seed, "refine/mapping"), num_classes),
         "key": named_key(seed, "refine/augmentation"),

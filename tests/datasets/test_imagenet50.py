@@ -3,8 +3,11 @@ import errno
 import fcntl
 import json
 import logging
+import multiprocessing
+import operator
 import os
 import pathlib
+import pickle
 import shutil
 import sys
 
@@ -12,8 +15,9 @@ import chex
 import numpy as np
 import pytest
 
-from refine_jax import datasets
-from refine_jax.datasets import imagenet50, imagenet_build, imagenet_pictures
+from refine_jax import attacks, datasets, planting
+from refine_jax.datasets import imagenet50, imagenet_build, imagenet_pictures, stream
+from refine_jax.datasets.encoded import Encoded
 from refine_jax.errors import DataError, SettingError
 from tests.datasets import imagenet
 from tests.datasets.imagenet import IDS, assert_has, drawn, names
@@ -32,9 +36,9 @@ CHANGES = {
 }
 
 
-def load(tmp_path, root=None, classes=IDS, per_class=PER_CLASS):
+def load(tmp_path, root=None, classes=IDS, per_class=PER_CLASS, **options):
     return imagenet50.load(
-        data_dir=tmp_path, cache_dir=tmp_path / "cache", root=root, classes=classes, per_class=per_class
+        data_dir=tmp_path, cache_dir=tmp_path / "cache", root=root, classes=classes, per_class=per_class, **options
     )
 
 
@@ -102,6 +106,53 @@ def test_tfds_opens_it_by_itself(built):
     assert builder.info.features["label"].names == list(IDS)
     source = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
     assert [example["file_name"].decode() for example in source][4:8] == SECOND[2:6]
+
+
+def test_training_images_that_are_decoded_when_they_are_read_are_the_same(built, monkeypatch):
+    monkeypatch.setattr(stream, "machine_memory", lambda: 2 * 18 * 224 * 224 * 3 - 1)
+    data, kept = load(built), load(built, decoded=True)
+    assert isinstance(data.train.images, Encoded)
+    chex.assert_shape(data.train.images, kept.train.images.shape)
+    for rows in (slice(None), slice(3, 7), np.array([11, 0, 5]), np.array([], int)):
+        np.testing.assert_array_equal(data.train.images[rows], kept.train.images[rows])
+    np.testing.assert_array_equal(data.train.labels, kept.train.labels)
+    chex.assert_trees_all_equal(data.test.images, kept.test.images)
+    part, same = (datasets.limit_training(whole, 5).train.images for whole in (data, kept))
+    assert isinstance(part, Encoded)
+    np.testing.assert_array_equal(part, same)
+    monkeypatch.setattr(stream, "machine_memory", lambda: 2 * 18 * 224 * 224 * 3)
+    assert isinstance(load(built).train.images, np.memmap)
+
+
+def test_they_go_to_another_process_by_name(built):
+    images = load(built, decoded=False).train.images
+    assert len(pickle.dumps(images)) < 1000
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        np.testing.assert_array_equal(pool.apply(operator.getitem, (images, [2])), images[[2]])
+
+
+def test_planting_into_them_needs_no_second_copy(built, tmp_path):
+    data = load(built, decoded=False)
+    attack = attacks.build("badnets", 224, rate=0.5)
+    _, poisoned = planting.plant(data, attack, tmp_path, 0)
+    _, again = planting.plant(data, attack, tmp_path, 0)
+    kept, _ = planting.plant(load(built), attack, tmp_path / "kept", 0)
+    assert poisoned.images.underneath is data.train.images
+    clean = np.array(load(built).train.images)
+    clean[kept.indices] = attack.trigger(clean[kept.indices])
+    np.testing.assert_array_equal(poisoned.images, clean)
+    np.testing.assert_array_equal(again.images, clean)
+
+
+def test_smaller_images_are_kept_beside_the_others(built):
+    small = load(built, image_size=32)
+    assert small.train.images.shape == (12, 32, 32, 3)
+    assert_is_the_draw(load(built))
+    np.testing.assert_allclose(
+        small.train.images.mean(axis=(1, 2)), load(built).train.images.mean(axis=(1, 2)), atol=2
+    )
+    with pytest.raises(SettingError, match=r"dataset\.image_size = 300: allowed: a whole number, 32 to 224"):
+        load(built, image_size=300)
 
 
 def test_nothing_is_left_beside_it(built):
@@ -265,6 +316,9 @@ def test_damaged_files_are_named(tmp_path):
         file.truncate(shard.stat().st_size // 2)
     with pytest.raises(DataError, match=rf"{folder}: the train images are missing or damaged .*remove {folder}"):
         load(tmp_path)
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(DataError, match=rf"{folder}: the train images are missing or damaged .*remove {folder}"):
+        load(tmp_path, decoded=False)
     (folder / "label.labels.txt").unlink()
     with pytest.raises(DataError, match=rf"{folder}/label.labels.txt: cannot be read"):
         load(tmp_path)

@@ -94,6 +94,25 @@ def test_every_size_becomes_224(size):
     assert imagenet_pictures.crop(imagenet.picture("one", size)).shape == (224, 224, 3)
 
 
+def test_smaller_middles_are_those_of_pictures_resized_in_proportion():
+    ramp = np.linspace(0, 255, 512).astype(np.uint8)
+    pixels = np.broadcast_to(ramp[:, None, None], (512, 600, 3))
+    small, large = (
+        imagenet_pictures.crop(imagenet.encode(Image.fromarray(pixels), "PNG"), size) for size in (112, 224)
+    )
+    assert small.shape == (112, 112, 3)
+    # The same rows of the picture, each now as high as two.
+    assert np.abs(small[:, 0, 0] - large[:, 0, 0].reshape(-1, 2).mean(axis=1)).max() <= 1
+
+
+def test_a_middle_already_is_resized_as_a_whole():
+    pixels = np.zeros((224, 224, 3), np.uint8)
+    pixels[:, :8] = 255
+    small = imagenet_pictures.crop(imagenet.encode(Image.fromarray(pixels), "PNG"), 112)
+    assert small[:, :3].min() == 255
+    assert small[:, 6:].max() == 0
+
+
 def test_resizing_is_antialiased():
     stripes = np.zeros((512, 512, 3), np.uint8)
     stripes[::2] = 255  # one pixel wide: without antialiasing half of the picture would be black or white
