@@ -100,6 +100,14 @@ class Classifier:
         logits: Any = self.network.apply(self.variables, inputs, train=False)
         return logits
 
+    def rematerialized(self) -> "Classifier":
+        """Returns the same classifier, whose gradient takes less memory and more time, where its network can that."""
+        if "remat" not in networks.options(self.name):
+            return self
+        options = {**dict(self.options), "remat": True}
+        given = (self.name, self.variables, self.num_classes, self.mean, self.std)
+        return Classifier(*given, channels=self.channels, input_size=self.input_size, options=options)
+
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits of images.
 

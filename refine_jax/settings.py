@@ -11,6 +11,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from refine_jax import attacks, datasets, networks
+from refine_jax.datasets import stream
 from refine_jax.datasets.images import Dataset
 from refine_jax.defenses import refine
 from refine_jax.defenses.registry import DEFENSES
@@ -84,6 +85,9 @@ def default() -> ml_collections.ConfigDict:
                 "checkpoint_steps": int,
                 "keep_checkpoints": 2,  # the newest; the one with the lowest training loss stays beside them
                 "devices": int,  # open: all that JAX sees
+                "feed": str,  # where training images are, 'device' or 'host'; open: by their size
+                "workers": 0,  # processes that decode streamed images; 0: threads
+                "remat": False,  # whether networks take less memory and more time for gradients
             },
         }
     )
@@ -155,9 +159,15 @@ def _check_values(settings: Mapping[str, Any]) -> None:
         ),
         ("run.keep_checkpoints", run["keep_checkpoints"], run["keep_checkpoints"] >= 1, "1 or more"),
         ("run.devices", run["devices"], run["devices"] is None or run["devices"] >= 1, "1 or more"),
+        ("run.workers", run["workers"], run["workers"] >= 0, "0 or more"),
     ):
         if not fine:
             raise SettingError(field, value, allowed)
+    if run["feed"] is not None:
+        choose("run.feed", run["feed"], stream.PLACES)
+    if run["remat"] and "remat" not in networks.options(victim["name"]):
+        able = [name for name in networks.names() if "remat" in networks.options(name)]
+        raise SettingError("run.remat", True, f"with {', '.join(able)}; victim.name is {victim['name']!r}")
 
 
 def check(settings: Mapping[str, Any], dataset: Dataset) -> None:

@@ -83,13 +83,22 @@ def train(
 
 
 def _train(stage, dataset, poisoned, augment, settings, seed, journal, execution) -> loop.Outcome:
-    network = networks.build(settings["name"], dataset.num_classes, **network_options(settings, dataset.image_size))
-    feed = Feed(len(poisoned.labels), settings["batch_size"], named_key(seed, f"{stage}/order"), keep_last=True)
+    options = network_options(settings, dataset.image_size) | ({"remat": True} if execution.remat else {})
+    network = networks.build(settings["name"], dataset.num_classes, **options)
+    on_device, streamed = stream.place(stage, poisoned.images, execution.feed, execution.chosen()[0])
+    feed = Feed(
+        len(poisoned.labels),
+        settings["batch_size"],
+        named_key(seed, f"{stage}/order"),
+        keep_last=True,
+        images=streamed,
+        workers=execution.workers,
+    )
     schedule = create_schedule(settings, feed.steps_per_epoch)
     tx = create_optimizer(settings, schedule)
     state = create_train_state(network, tx, named_key(seed, f"{stage}/weights"), dataset.image_size)
     data = {
-        "images": stream.on_device(poisoned.images),
+        **on_device,
         "labels": jnp.asarray(poisoned.labels),
         "is_poisoned": jnp.zeros(len(poisoned.labels), bool).at[poisoned.indices].set(True),
         "mean": jnp.asarray(dataset.mean),

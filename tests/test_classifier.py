@@ -146,3 +146,14 @@ def test_the_impossible_is_refused_before_the_first_image(changed, message):
 def test_an_unknown_network_is_answered_with_the_nearest():
     with pytest.raises(SettingError, match=r"resnet_18.*did you mean 'resnet18'"):
         Classifier("resnet_18", {}, 10, MEAN, STD)
+
+
+def test_rematerialized_it_is_the_same_classifier_where_its_network_can_be():
+    given = {"channels": "BGR", "input_size": 32, "options": {"width": 2}}
+    classifier = Classifier("resnet18", {"params": {}}, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), **given)
+    again = classifier.rematerialized()
+    assert again.network == classifier.network.clone(remat=True)
+    for field in ("name", "variables", "num_classes", "mean", "std", "channels", "input_size"):
+        assert getattr(again, field) == getattr(classifier, field)
+    simple = Classifier("vgg16", {"params": {}}, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    assert simple.rematerialized() is simple

@@ -132,9 +132,17 @@ IMPOSSIBLE = [
     ({"run__log_every": 0}, "run.log_every = 0: allowed: .*1 or more"),
     ({"run__checkpoint_steps": 0}, "run.checkpoint_steps = 0: allowed: 1 or more"),
     ({"run__devices": 0}, "run.devices = 0: allowed: 1 or more"),
+    ({"run__feed": "hots"}, "run.feed = 'hots': allowed: device, host .did you mean 'host'"),
+    ({"run__workers": -1}, "run.workers = -1: allowed: 0 or more"),
     ({"run__keep_checkpoints": 0}, "run.keep_checkpoints = 0: allowed: 1 or more"),
     ({"run__checkpoint_minutes": 0.0}, "run.checkpoint_minutes = 0.0: allowed: .*above 0"),
 ]
+
+
+def test_a_network_that_cannot_rematerialize_is_not_asked_to():
+    with pytest.raises(SettingError, match=r"run\.remat = True: allowed: with resnet18, .*; .* 'vgg16'"):
+        settings.complete(configured(run__remat=True, victim__name="vgg16"))
+    settings.complete(configured(run__remat=True))
 
 
 @pytest.mark.parametrize(("changed", "message"), IMPOSSIBLE, ids=lambda value: value if isinstance(value, str) else "")

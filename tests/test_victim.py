@@ -10,8 +10,10 @@ import pytest
 from refine_jax import victim
 from refine_jax.attacks.poisoning import Poisoned
 from refine_jax.datasets.images import Dataset, Split
+from refine_jax.errors import SettingError
 from refine_jax.networks import registry
 from refine_jax.training import loop, parallel
+from refine_jax.training.parallel import ONE_DEVICE, Execution
 
 K, COUNT = 3, 10
 SETTINGS = {
@@ -56,8 +58,8 @@ def poison(dataset):
 ATTACK = types.SimpleNamespace(augment=lambda images, poisoned, key: images + 0.25 * poisoned[:, None, None, None])
 
 
-def train(dataset, journal=None, seed=0, **changed):
-    return victim.train(dataset, ATTACK, poison(dataset), {**SETTINGS, **changed}, seed, journal)
+def train(dataset, journal=None, seed=0, execution=ONE_DEVICE, **changed):
+    return victim.train(dataset, ATTACK, poison(dataset), {**SETTINGS, **changed}, seed, journal, execution)
 
 
 def softmax_regression_step(weights, bias, inputs, labels, rate, decay):
@@ -103,6 +105,18 @@ def test_the_seed_decides_everything(dataset):
     first, again, other = (train(dataset, seed=seed, batch_size=5).state.params for seed in (0, 0, 1))
     chex.assert_trees_all_equal(first, again)
     assert not np.array_equal(first["head"]["kernel"], other["head"]["kernel"])
+
+
+def test_streamed_from_the_host_it_comes_to_the_same_bit_for_bit(dataset):
+    on_device, streamed = (
+        train(dataset, epochs=2, execution=Execution(feed=feed)).state for feed in ("device", "host")
+    )
+    chex.assert_trees_all_equal(streamed, on_device)
+
+
+def test_the_network_is_asked_to_rematerialize(dataset):
+    with pytest.raises(SettingError, match=r"tiny\.remat = True"):
+        train(dataset, execution=Execution(remat=True))
 
 
 def test_a_trained_victim_is_loaded_as_it_was_left(dataset, tmp_path):

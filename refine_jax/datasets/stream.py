@@ -22,23 +22,26 @@ _SHARE = 0.5
 _AHEAD, _THREADS = 4, 8
 
 
-def choose_place(stage: str, images: Any, wanted: str | None, device: jax.Device) -> str:
+def place(stage: str, images: Any, wanted: str | None, device: jax.Device) -> tuple[dict[str, jax.Array], Any]:
     """Decides whether images are kept in the memory of a device or streamed to it, and says so in the log.
 
     Args:
         stage: Of the training, for the log.
-        images: With `nbytes`.
+        images: uint8, with `nbytes`. [N, H, W, 3]
         wanted: One of `PLACES`; None: by size, the device's where they fit.
         device: On which they would lie whole.
+
+    Returns:
+        ({'images': on the device}, None), or ({}, `images`): what goes to the data of a training, and to its feed.
     """
     most = _SHARE * memory_of(device)
-    place = wanted or ("device" if images.nbytes <= most else "host")
+    chosen = wanted or ("device" if images.nbytes <= most else "host")
     logger.info(
         "%s: %s of images are %s (%s; of the device's memory, %s may be images)",
-        *(stage, _gigabytes(images.nbytes), "on the device" if place == "device" else "streamed from the host"),
+        *(stage, _gigabytes(images.nbytes), "on the device" if chosen == "device" else "streamed from the host"),
         *("as run.feed says" if wanted else "by their size", _gigabytes(most)),
     )
-    return place
+    return ({"images": jnp.asarray(np.asarray(images))}, None) if chosen == "device" else ({}, images)
 
 
 def memory_of(device: jax.Device) -> int:
@@ -56,11 +59,6 @@ def machine_memory() -> int:
 
 def _gigabytes(count: float) -> str:
     return f"{count / 1e9:.3g} GB"
-
-
-def on_device(images: Any) -> jax.Array:
-    """Returns images in the memory of a device."""
-    return jnp.asarray(np.asarray(images))
 
 
 def read_ahead(images: Any, plan: Sequence[np.ndarray], workers: int) -> Iterator[dict[str, np.ndarray]]:

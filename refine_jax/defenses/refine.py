@@ -325,18 +325,27 @@ def fit(
     """
     unet = UNet(width=settings["width"], depth=settings["depth"])
     images = take_fraction(images, settings["data_fraction"], named_key(seed, "refine/data"))
-    feed = Feed(len(images), settings["batch_size"], named_key(seed, "refine/order"), keep_last=False)
+    on_device, streamed = stream.place("refine", images, execution.feed, execution.chosen()[0])
+    feed = Feed(
+        len(images),
+        settings["batch_size"],
+        named_key(seed, "refine/order"),
+        keep_last=False,
+        images=streamed,
+        workers=execution.workers,
+    )
     schedule = optimizer.create_schedule(settings, feed.steps_per_epoch)
     tx = optimizer.create_optimizer(settings, schedule)
     state = create_train_state(unet, tx, named_key(seed, "refine/weights"), images.shape[1:3])
     data: dict[str, Any] = {
-        "images": stream.on_device(images),
-        "classifier": classifier,
+        **on_device,
+        "classifier": classifier.rematerialized() if execution.remat else classifier,
         "permutation": derangement(named_key(seed, "refine/mapping"), num_classes),
         "key": named_key(seed, "refine/augmentation"),
     }
     wanted = Objective.of(settings)
-    step = Step(lambda axis_name: train_step(mapped.on_axis(unet, axis_name), tx, wanted, axis_name), execution)
+    trained = unet.clone(remat=execution.remat)
+    step = Step(lambda axis_name: train_step(mapped.on_axis(trained, axis_name), tx, wanted, axis_name), execution)
     kept = {"permutation": data["permutation"]}
     outcome = loop.fit("refine", step, state, data, feed, schedule, journal, kept)
     variables, permutation = outcome.state.variables, data["permutation"]
@@ -366,7 +375,7 @@ def take_fraction(images: np.ndarray, fraction: float, key: jax.Array) -> np.nda
     if fraction == 1:
         return images
     chosen = jax.random.permutation(key, len(images))[: round(fraction * len(images))]
-    return images[np.sort(np.asarray(chosen))]
+    return images.take(np.sort(np.asarray(chosen)), axis=0)
 
 
 def check(prefix: str, settings: Mapping[str, Any], num_images: int, image_size: tuple[int, int]) -> None:

@@ -1,5 +1,6 @@
 """The loop that both trainings run: steps, progress, checkpoints, and going on from the last of them."""
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -78,15 +79,21 @@ def fit(
         Diverged: One of the metrics is not finite; with a journal, the state was left to look at.
     """
     if journal is None:
-        with StopRequest() as stop:
-            return _run(stage, step, state, data, feed, schedule, stop, Unwritten())
+        with StopRequest() as stop, _batches(state, feed, schedule) as batches:
+            return _run(stage, step, state, data, batches, feed, schedule, stop, Unwritten())
     # The last checkpoint is written before signals mean again what they meant.
     with StopRequest() as stop, Checkpoints(journal.checkpoints, journal.keep_checkpoints) as checkpoints:
         state, writer = resume(stage, state, journal, checkpoints, kept)
-        return _run(stage, step, state, data, feed, schedule, stop, writer)
+        with _batches(state, feed, schedule) as batches:
+            return _run(stage, step, state, data, batches, feed, schedule, stop, writer)
 
 
-def _run(stage, step, state, data, feed, schedule, stop, writer) -> Outcome:
+def _batches(state, feed, schedule) -> contextlib.closing:
+    """The batches from a state on; whatever reads them ahead ends with the training, however that ends."""
+    return contextlib.closing(feed.batches(int(state.step), schedule.epochs * feed.steps_per_epoch))
+
+
+def _run(stage, step, state, data, batches, feed, schedule, stop, writer) -> Outcome:
     first, total = int(state.step), schedule.epochs * feed.steps_per_epoch
     progress = Progress(stage, schedule.epochs)
     state, data = step.place(state), step.place(data)
@@ -94,7 +101,7 @@ def _run(stage, step, state, data, feed, schedule, stop, writer) -> Outcome:
     images = steady_images = 0
     # One step is computed while the next is handed over; more in flight would keep a request to stop waiting.
     waiting: list[tuple[int, dict[str, jax.Array]]] = []
-    for number, batch in enumerate(feed.batches(first, total), start=first):
+    for number, batch in enumerate(batches, start=first):
         state, metrics = step(state, data, batch)
         waiting.append((number, metrics))
         if len(waiting) > 1:

@@ -34,14 +34,20 @@ class Execution:
 
     Attributes:
         devices: How many; None: all there are.
+        feed: Where the images are, one of `stream.PLACES`; None: by their size.
+        workers: Processes that decode streamed images; 0: threads do.
+        remat: Whether networks compute anew for a gradient what else would be kept for it.
     """
 
     devices: int | None = 1
+    feed: str | None = None
+    workers: int = 0
+    remat: bool = False
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Execution":
         """Returns what the section 'run' of a configuration asks for."""
-        return cls(settings["devices"])
+        return cls(**{field.name: settings[field.name] for field in dataclasses.fields(cls)})
 
     def chosen(self) -> tuple[jax.Device, ...]:
         """Returns the devices.

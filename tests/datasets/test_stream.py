@@ -29,7 +29,9 @@ def test_streamed_batches_are_those_of_the_device_from_any_step_on(images, first
     overlay = Overlay(images)
     overlay[[0, 4, 22]] = 255 - images[[0, 4, 22]]
     on_device, streamed = feeds(overlay)
-    data, shown = {"images": stream.on_device(overlay)}, jax.jit(batch_images)
+    data, none = stream.place("victim", overlay, "device", jax.devices()[0])
+    assert none is None
+    shown = jax.jit(batch_images)
     batches = list(streamed.batches(first, stop))
     assert len(batches) == stop - first
     for batch, same in zip(batches, on_device.batches(first, stop), strict=True):
@@ -82,7 +84,8 @@ def device(memory):
 def test_images_go_where_they_fit_or_are_wanted_and_the_log_says_so(images, caplog, wanted, memory, place):
     caplog.set_level(logging.INFO)
     assert images.nbytes == 1380
-    assert stream.choose_place("victim", images, wanted, device(memory)) == place
+    on_device, streamed = stream.place("victim", images, wanted, device(memory))
+    assert (list(on_device), streamed is images) == ((["images"], False) if place == "device" else ([], True))
     said = "on the device" if place == "device" else "streamed from the host"
     why = "as run.feed says" if wanted else "by their size"
     assert (

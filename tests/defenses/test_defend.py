@@ -14,6 +14,7 @@ from refine_jax.defenses.defend import defend
 from refine_jax.defenses.mapping import remap
 from refine_jax.errors import SettingError
 from refine_jax.networks import registry
+from refine_jax.training.parallel import Execution
 
 K = 4
 SMALL = {"width": 2, "depth": 1, "epochs": 1, "batch_size": 4}
@@ -57,6 +58,16 @@ def test_one_call_gives_a_defended_classifier_and_leaves_the_classifier_as_it_wa
     assert (defended.permutation != np.arange(K)).all()
     assert set(defended.unet_variables) == {"params", "batch_stats"}
     assert defended.image_size == (8, 8)
+
+
+def test_streamed_or_rematerialized_it_comes_to_the_same(classifier, images):
+    def fit(**execution):
+        defended, _ = refine.fit(classifier, images, refine.complete(SMALL), 0, K, None, Execution(**execution))
+        return defended.unet_variables
+
+    expected = fit(feed="device")
+    chex.assert_trees_all_equal(fit(feed="host"), expected)
+    chex.assert_trees_all_close(fit(remat=True), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture
