@@ -1,18 +1,38 @@
 """Runs an experiment: python launch.py --config=configs/NAME.py --workdir=DIR [--config.FIELD=VALUE ...]."""
 
-import logging
+# ruff: noqa: E402 - signals come before imports
+
+import os
+import signal
 import sys
+
+STATUS_ERROR, STATUS_STORAGE, STATUS_INTERRUPTED = 2, 74, 75
+
+
+def _stop(number: int, frame: object) -> None:
+    # Nothing is open yet, and an exception in the middle of an import may come to anything.
+    os.write(2, b"stopped\n")
+    os._exit(STATUS_INTERRUPTED)
+
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    for caught in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(caught, _stop)
+
+import errno
+import logging
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from refine_jax import command_line, pipeline
-from refine_jax.errors import RefineError, SettingError
+from refine_jax.errors import RefineError, SettingError, StorageError
 from refine_jax.report.tables import text_table
-from refine_jax.training.interruption import Interrupted
+from refine_jax.training.interruption import Interrupted, ended_by_signals
 
-STATUS_ERROR, STATUS_INTERRUPTED = 2, 75
+# What a file system may answer to somebody who writes, through no fault of the program.
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, a file of configs/, also configs/NAME.py:VARIANT."
@@ -23,8 +43,11 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete what other settings h
 
 
 def main(argv: list[str]) -> None:
+    handler = absl_logging.get_absl_handler()
     # absl's handler is in place by now; its prefix of time, process and line is of no use here.
-    absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    # What Orbax's threads have to say of an error, they say with its traceback. It is raised here as well.
+    handler.addFilter(lambda record: not record.exc_info)
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("refine_jax").setLevel(logging.INFO)
     if len(argv) > 1:
@@ -39,13 +62,21 @@ def main(argv: list[str]) -> None:
 def run() -> None:
     """Runs `main`; what a user can mend ends in one sentence, and in an exit status of its own."""
     try:
-        app.run(main, flags_parser=command_line.parse)
+        with ended_by_signals():
+            app.run(main, flags_parser=command_line.parse)
     except Interrupted as stopped:
         sys.exit(_say(stopped, STATUS_INTERRUPTED))
     except KeyboardInterrupt:
         sys.exit(_say("stopped; stages that are done stay done, and the same command goes on", STATUS_INTERRUPTED))
+    except StorageError as error:
+        sys.exit(_say(f"error: {error}", STATUS_STORAGE))
     except RefineError as error:
         sys.exit(_say(f"error: {error}", STATUS_ERROR))
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        file = error.filename or _WORKDIR.value
+        sys.exit(_say(f"error: {file}: {error.strerror}; what was saved before is whole", STATUS_STORAGE))
 
 
 def _say(message: object, status: int) -> int:

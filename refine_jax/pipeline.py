@@ -19,7 +19,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from refine_jax import attacks, datasets, environment, evaluation, export, planting, victim
+from refine_jax import attacks, datasets, environment, evaluation, export, lock, planting, victim
 from refine_jax import settings as settings_lib
 from refine_jax.attacks import kept
 from refine_jax.attacks.trigger import Attack
@@ -94,19 +94,25 @@ def run(
     victim.check(settings["victim"], dataset)
     attack = build_attack(settings, dataset)
     attack.check(dataset.train.labels)
-    this = Run(settings, dataset, work, *open_records(settings, dataset, work, overwrite=overwrite))
     work.create()
-    write_json(work.settings, settings)
-    if dataset.changes is not None:
-        write_json(work.dataset, {"class_names": dataset.class_names, "sha256": dataset.sha256, **dataset.changes})
+    with lock.hold(work.lock):
+        this = Run(settings, dataset, work, *open_records(settings, dataset, work, overwrite=overwrite))
+        return run_stages(this, attack, stages)
 
-    if "victim" in stages and not settings["victim"]["workdir"] and not is_done(this.victim):
-        train_victim(this, attack)
+
+def run_stages(run: Run, attack: Attack, stages: Sequence[str]) -> dict[str, Any] | None:
+    """Runs the stages that are not done yet; arguments and outcome as of `run`."""
+    write_json(run.work.settings, run.settings)
+    if (changes := run.dataset.changes) is not None:
+        described = {"class_names": run.dataset.class_names, "sha256": run.dataset.sha256, **changes}
+        write_json(run.work.dataset, described)
+    if "victim" in stages and not run.settings["victim"]["workdir"] and not is_done(run.victim):
+        train_victim(run, attack)
     if "defend" in stages:
-        train_defenses(this)
-    results = evaluate(this) if "evaluate" in stages else None
+        train_defenses(run)
+    results = evaluate(run) if "evaluate" in stages else None
     if "export" in stages:
-        export_defenses(this)
+        export_defenses(run)
     return results
 
 

@@ -35,6 +35,7 @@ class Workdir:
         self.dataset = self.root / "dataset.json"
         self.metrics = self.root / "metrics.jsonl"
         self.results = self.root / "results.json"
+        self.lock = self.root / "lock"
         self.attack = self.root / "attack"
         self.victim = self.root / "victim"
         self.export = self.root / "export"

@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+import launch as launch_module
+from refine_jax.errors import StorageError
 from refine_jax.training.log import read_metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -109,3 +111,58 @@ def test_a_run_is_interrupted_gone_on_with_and_held_to_its_settings(launch, tmp_
     )
     assert "--overwrite" in told
     assert json.loads((work / "victim" / "stage.json").read_text()) == record
+
+
+def test_a_signal_before_the_training_ends_a_run_with_the_same_status(launch, tmp_path):
+    process = launch(*SMALL, f"--workdir={tmp_path}")
+    wait_for(tmp_path / "lock", process)
+    process.send_signal(signal.SIGTERM)
+    status, said, told = finish(process)
+    assert (status, said) == (75, "")
+    assert "Traceback" not in told
+    assert "the same command goes on" in told.splitlines()[-1]
+    assert not (tmp_path / "lock").exists()
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/maps").exists(), reason="no /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_modules_are_imported_leaves_no_traceback(launch, tmp_path, number):
+    process = launch(*SMALL, f"--workdir={tmp_path}")
+    while "numpy" not in pathlib.Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert finish(process) == (75, "", "stopped\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (StorageError("no checkpoint can be written"), 74, "error: no checkpoint can be written\n"),
+        (
+            OSError(28, "No space left on device", "runs/x/a.json"),
+            74,
+            "error: runs/x/a.json: No space left on device;",
+        ),
+        (OSError(30, "Read-only file system", "runs/x"), 74, "error: runs/x: Read-only file system;"),
+        (KeyboardInterrupt(), 75, "stopped; stages that are done stay done"),
+    ],
+)
+def test_statuses_of_what_can_come_at_any_time(monkeypatch, capsys, error, status, sentence):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(launch_module.app, "run", fail)
+    with pytest.raises(SystemExit) as ended:
+        launch_module.run()
+    assert ended.value.code == status
+    assert capsys.readouterr().err.startswith(sentence)
+
+
+def test_a_bug_stays_a_bug(monkeypatch):
+    def fail(*_, **__):
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(launch_module.app, "run", fail)
+    with pytest.raises(OSError, match="Invalid argument"):
+        launch_module.run()

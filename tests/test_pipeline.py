@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import shutil
 
 import flax.linen as nn
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refine_jax import evaluation, export, pipeline, settings, victim
+from refine_jax import evaluation, export, lock, pipeline, settings, victim
 from refine_jax.attacks import kept
 from refine_jax.datasets import registry as datasets
 from refine_jax.datasets.images import NO_LABEL, Dataset, Split
-from refine_jax.errors import RefineError, SettingError, WorkdirError
+from refine_jax.errors import RefineError, SettingError, StorageError, WorkdirError
 from refine_jax.networks import registry as networks
 
 K, SIDE = 4, 16
@@ -80,6 +81,11 @@ def done(folder):
     return pipeline.run(config(), str(folder))
 
 
+def contents(folder):
+    """Every path below, with when it was changed."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
 def copied(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "copy")
 
@@ -138,7 +144,7 @@ def test_other_settings_are_refused_by_name_and_deleted_on_demand(done, folder, 
 
 
 def test_many_defenses_share_one_victim(done, folder, tmp_path):
-    settings = config(seed=7, victim__workdir=str(folder))
+    settings, before = config(seed=7, victim__workdir=str(folder)), contents(folder)
     shared = pipeline.run(settings, str(tmp_path))
     assert shared["no_defense"] == done["no_defense"]
     assert {name: shared["hashes"][name] for name in ("attack", "victim")} == {
@@ -146,6 +152,7 @@ def test_many_defenses_share_one_victim(done, folder, tmp_path):
     }
     assert shared["hashes"]["refine"] != done["hashes"]["refine"]  # the seed is the defense's
     assert not (tmp_path / "victim").exists()
+    assert contents(folder) == before
     with pytest.raises(WorkdirError, match=r"stage 'victim'.*victim.epochs: 4 -> 5"):
         pipeline.run(config(victim__workdir=str(folder), victim__epochs=5), str(tmp_path / "x"), overwrite=True)
     assert (folder / "results.json").exists()
@@ -179,6 +186,35 @@ def test_a_stage_whose_last_checkpoint_is_damaged_can_be_finished_again(done, fo
         pipeline.run(config(), str(work))
     shutil.rmtree(last)
     assert pipeline.run(config(), str(work))["hashes"] == done["hashes"]
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored:pytest.PytestUnraisableExceptionWarning")
+def test_a_disk_that_is_full_and_then_is_not_costs_no_step(done, small_disk):
+    rest = small_disk / "rest"
+    rest.write_bytes(bytes(shutil.disk_usage(small_disk).free - 150_000))
+    steps = config()
+    steps.run.checkpoint_steps, steps.run.keep_checkpoints = 1, 50
+    with pytest.raises(StorageError, match="No space left on device"):
+        pipeline.run(steps, str(small_disk / "work"), ["victim"])
+    saved = os.listdir(small_disk / "work" / "victim" / "checkpoints")
+    assert 1 <= max(int(name) for name in saved if name.isdigit()) < 24
+    rest.unlink()
+    assert pipeline.run(config(), str(small_disk / "work"), ["victim"]) is None
+    stage = json.loads((small_disk / "work" / "victim" / "stage.json").read_text())
+    assert stage["outcome"]["victim_sha256"] == done["hashes"]["victim"]
+    rows = [json.loads(line) for line in (small_disk / "work" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [*range(1, 25)]
+
+
+def test_a_directory_that_another_run_works_in_is_refused(done, folder, tmp_path, monkeypatch):
+    work = copied(folder, tmp_path)
+    with lock.hold(work / "lock"):
+        # In one process the operating system lets both have it; so it is on a file system that knows no locks.
+        monkeypatch.setattr(lock, "_lock", lambda file: None)
+        with pytest.raises(WorkdirError, match=f"{work} is in use by process"):
+            pipeline.run(config(seed=1), str(work), overwrite=True)
+    assert json.loads((work / "results.json").read_text()) == done
+    assert not (work / "lock").exists()
 
 
 def test_the_defense_never_reads_a_label(done, folder, tiny, tmp_path, monkeypatch):

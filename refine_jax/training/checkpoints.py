@@ -43,6 +43,7 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path, keep: int = 2):
         self.directory = pathlib.Path(directory).absolute()
         self._losses: dict[int, float] = {}
+        self._failed = False
         # What a killed run was writing is swept away; a warning would come of it otherwise.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_NewestAndBest(keep, self._losses), create=True, cleanup_tmp_directories=True
@@ -142,15 +143,14 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _storing(self) -> Iterator[None]:
-        """Says in a sentence that a checkpoint could not be written, and frees what it took."""
+        """Says in a sentence that a checkpoint could not be written."""
         try:
             yield
         except Exception as error:
             reason = _storage_failure(error)
             if reason is None:
                 raise
-            for part in self.directory.glob("*.orbax-checkpoint-tmp"):
-                shutil.rmtree(part, ignore_errors=True)
+            self._failed = True
             raise StorageError(
                 f"no checkpoint can be written to {self.directory} ({reason}); those before it are whole, and the "
                 "same command goes on from the newest"
@@ -164,9 +164,14 @@ class Checkpoints:
         """
         try:
             with self._storing():
-                self._manager.wait_until_finished()
+                try:
+                    self._manager.wait_until_finished()
+                finally:
+                    self._manager.close()
         finally:
-            self._manager.close()
+            if self._failed:  # what was begun takes up the place that is missing
+                for part in self.directory.glob("*.orbax-checkpoint-tmp"):
+                    shutil.rmtree(part, ignore_errors=True)
 
     def __enter__(self) -> "Checkpoints":
         return self

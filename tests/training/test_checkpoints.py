@@ -2,7 +2,6 @@ import logging
 import os
 import pathlib
 import shutil
-import subprocess
 
 import chex
 import jax.numpy as jnp
@@ -239,17 +238,6 @@ def test_arrays_of_another_network_are_refused(whole, tmp_path, changed, message
         kept.restore_newest_whole({**state(), **changed})
     assert str(caught.value).endswith(f"delete {folder.parent} to train again")
     assert sorted(os.listdir(folder)) == ["1", "2"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 2 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @threads

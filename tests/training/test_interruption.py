@@ -3,14 +3,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
-from refine_jax.training.interruption import Interrupted, StopRequest
+from refine_jax.training.interruption import SIGNALS, Interrupted, StopRequest, ended_by_signals
 
 # Works until it is asked to stop, and then a little longer than anyone would wait.
 PROGRAM = """
-import sys, time
+import ctypes, sys, time
 from refine_jax.training.interruption import StopRequest
 try:
     with StopRequest() as stop:
@@ -20,6 +21,8 @@ try:
         print("asked", flush=True)
         if sys.argv[1] == "long":
             time.sleep(60)
+        if sys.argv[1] == "deaf":  # as in a compiler: no instruction of Python for a minute, threads can run
+            ctypes.CDLL(None).sleep(60)
         raise SystemExit(7)
 finally:
     print("cleaned up", flush=True)
@@ -45,21 +48,32 @@ def test_the_first_signal_is_a_request(number):
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_signal_ends_the_process_at_once(second):
-    process = start("long")
+@pytest.mark.parametrize("length", ["long", "deaf"])
+def test_the_second_signal_ends_the_process_at_once(second, length):
+    process = start(length)
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "asked\n"
+    time.sleep(0.6)
     process.send_signal(second)
     said, _ = process.communicate(timeout=30)
     assert said == ""
-    assert process.returncode == -second
+    assert process.returncode == 128 + second
+
+
+def test_a_signal_that_comes_twice_in_a_moment_is_one():
+    process = start("short")
+    for _ in range(2):  # as timeout(1) sends it
+        process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=30)
+    assert said == "asked\ncleaned up\n"
+    assert process.returncode == 7
 
 
 @pytest.fixture
 def handlers():
     """Handlers of this test's own, instead of those that end it."""
     received = []
-    previous = {number: signal.signal(number, lambda n, _: received.append(n)) for number in StopRequest._signals}
+    previous = {number: signal.signal(number, lambda n, _: received.append(n)) for number in SIGNALS}
     yield received
     for number, handler in previous.items():
         signal.signal(number, handler)
@@ -99,24 +113,41 @@ def test_one_inside_another_keeps_the_signals_for_itself(handlers):
         with pytest.raises(Interrupted), StopRequest():
             signal.raise_signal(signal.SIGINT)
         assert not outer.requested
-        before = signal.getsignal(signal.SIGINT)
-    assert before == outer._handle
+    assert handlers == []
 
 
 def test_in_another_thread_signals_are_left_alone(handlers):
-    found = []
+    found, before = [], signal.getsignal(signal.SIGINT)
 
     def work():
-        with StopRequest() as stop:
-            found.append(signal.getsignal(signal.SIGINT) == stop._handle)
+        with StopRequest():
+            found.append(signal.getsignal(signal.SIGINT) == before)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [False]
+    assert found == [True]
 
 
 def test_the_notice_goes_to_the_standard_error(handlers, capfd):
     with pytest.raises(Interrupted), StopRequest():
         os.kill(os.getpid(), signal.SIGTERM)
     assert "stopping after this step" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_outside_of_a_training_either_signal_is_an_exception(handlers, capfd, number):
+    with pytest.raises(KeyboardInterrupt), ended_by_signals():
+        signal.raise_signal(number)
+    assert "stopping; a second time" in capfd.readouterr().err
+    signal.raise_signal(number)
+    assert handlers == [number]
+
+
+def test_a_training_within_has_the_signals_to_itself(handlers):
+    with ended_by_signals():
+        with pytest.raises(Interrupted), StopRequest() as stop:
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
