@@ -84,7 +84,7 @@ def test_flags_are_those_of_launch(name):
     known = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(launch)}
     assert {"config", "workdir"} <= known
     # Commands of other programs have flags of their own.
-    text = re.sub(r"(python -m|pip|python fuzz/).*", "", PAGES[name])
+    text = re.sub(r"(python -m|pip|python fuzz/|python examples/).*", "", PAGES[name])
     assert set(re.findall(r"(?<![\w-])--([a-z]\w*)", text)) <= known
 
 
@@ -134,7 +134,7 @@ def test_worked_examples_come_out_as_printed(session):
 @each_page
 def test_files_that_are_mentioned_exist(name):
     files = [
-        path for folder in ("refine_jax", "tests", "configs", "benchmarks") for path in (ROOT / folder).rglob("*")
+        path for folder in ("refine_jax", "tests", "configs", "benchmarks", "examples") for path in (ROOT / folder).rglob("*")
     ]
     there = [f"/{path.relative_to(ROOT)}" for path in (*files, ROOT / "launch.py")]
     for span in spans(PAGES[name]):

@@ -1,11 +1,9 @@
 """Exports: what comes back, what is refused, and that nothing half-written is taken for whole."""
 
-import functools
 import json
 import shutil
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,54 +11,15 @@ import pytest
 
 from refine_jax import artifacts, export
 from refine_jax.attacks import batches
-from refine_jax.classifier import Classifier
-from refine_jax.defenses import refine
 from refine_jax.errors import DataError, SettingError, WorkdirError
 from refine_jax.interop import torch_file, torch_weights
-from refine_jax.networks import registry
-from refine_jax.networks.unet import UNet
-
-K, SIDE = 4, 8
-
-
-class Linear(nn.Module):
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, images, *, train=False):
-        return nn.Dense(self.num_classes)(images.reshape(images.shape[0], -1))
+from tests.small_defense import SIDE, K, expected, make, picture, registered
 
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.NETWORKS, "tiny", functools.partial(Linear))
+    with registered():
         yield
-
-
-def make(unet_input="unit", input_size=(12, 12), channels="BGR"):
-    """A defended classifier nothing of which is as it would be by itself."""
-    unet = UNet(width=2, depth=1)
-    images = jnp.zeros((1, SIDE, SIDE, 3))
-    keys = jax.random.split(jax.random.key(0), 3)
-    variables = unet.init(keys[0], images)
-    statistics = jax.tree.map(lambda x: x + jax.random.uniform(keys[1], x.shape), variables["batch_stats"])
-    weights = Linear(K).init(keys[2], jnp.zeros((1, *(input_size or (SIDE, SIDE)), 3)))
-    classifier = Classifier(
-        "tiny", weights, K, (0.4, 0.5, 0.6), (0.1, 0.2, 0.3), channels=channels, input_size=input_size
-    )
-    variables = {**variables, "batch_stats": statistics}
-    permutation = jnp.array([2, 0, 3, 1], jnp.int32)
-    wanted = refine.Objective.of({"unet_input": unet_input, "temperature": 0.2})
-    return refine.Defended(classifier, variables, permutation, unet, wanted, (SIDE, SIDE))
-
-
-def picture(count, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
-
-
-def expected(defended, images):
-    return np.asarray(jax.jit(lambda d, x: d(x))(defended, images.astype(np.float32) / 255))
 
 
 @pytest.fixture(scope="module")
