@@ -133,9 +133,8 @@ def test_worked_examples_come_out_as_printed(session):
 
 @each_page
 def test_files_that_are_mentioned_exist(name):
-    files = [
-        path for folder in ("refine_jax", "tests", "configs", "benchmarks", "examples") for path in (ROOT / folder).rglob("*")
-    ]
+    folders = ("refine_jax", "tests", "configs", "benchmarks", "examples")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*")]
     there = [f"/{path.relative_to(ROOT)}" for path in (*files, ROOT / "launch.py")]
     for span in spans(PAGES[name]):
         if re.fullmatch(r"[\w/]+\.py", span) and INVENTED not in span:
