@@ -119,6 +119,24 @@ class Classifier:
         """
         return self.logits(self.preprocess(images))
 
+    def describe(self) -> dict[str, Any]:
+        """Returns everything but the variables, as JSON values: the other arguments of `Classifier`."""
+        return {
+            "name": self.name,
+            "options": dict(self.options),
+            "num_classes": self.num_classes,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "channels": self.channels,
+            "input_size": None if self.input_size is None else list(self.input_size),
+        }
+
+    @classmethod
+    def from_description(cls, described: Mapping[str, Any], variables: Any) -> "Classifier":
+        """Returns the classifier that `describe` tells of, with variables."""
+        arguments = dict(described)
+        return cls(arguments.pop("name"), variables, **arguments)
+
     def tree_flatten(self):
         static = tuple(getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "variables")
         return (self.variables,), static

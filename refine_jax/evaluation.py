@@ -1,5 +1,6 @@
 """What a classifier, defended or not, is worth: BA, ASR, mapped ASR, RA and DER, with counts and intervals."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,11 @@ import numpy as np
 from refine_jax.errors import RefineError, SettingError
 
 BATCH_SIZE = 250
+
+
+def compiled(classifier: Any) -> Callable[[jax.Array], jax.Array]:
+    """Compiles a classifier, defended or not; its weights are an argument, so that they are not folded into it."""
+    return functools.partial(jax.jit(lambda classifier, images: classifier(images)), classifier)
 
 
 def measure(
@@ -110,6 +116,23 @@ def benign_accuracy(
         "counts": {"ba": [hits, len(labels)]},
         "ci95": {"ba": wilson_interval(hits, len(labels))},
     }
+
+
+def agreement(
+    predict: Callable[[jax.Array], jax.Array], other: Callable[[jax.Array], jax.Array], images: np.ndarray
+) -> tuple[float, list[int], list[float]]:
+    """Counts the images to which two classifiers give the same class; for images without labels.
+
+    Args:
+        predict: As in `measure`.
+        other: Likewise.
+        images: uint8 [N, H, W, 3], one or more.
+
+    Returns:
+        (share, [hits, images], the Wilson 95 % interval).
+    """
+    hits = int((predict_classes(predict, images)[0] == predict_classes(other, images)[0]).sum())
+    return hits / len(images), [hits, len(images)], wilson_interval(hits, len(images))
 
 
 def predict_classes(

@@ -73,7 +73,7 @@ def save(
         "images": {"height": defended.image_size[0], "width": defended.image_size[1], "channels": "RGB"},
         "class_names": None if class_names is None else list(class_names),
         "permutation": np.asarray(defended.permutation).tolist(),
-        "classifier": _describe(defended.classifier),
+        "classifier": defended.classifier.describe(),
         "unet": {"width": defended.unet.width, "depth": defended.unet.depth},
         "objective": dataclasses.asdict(defended.settings),
         "programs": {
@@ -247,16 +247,3 @@ def _without_paths() -> Iterator[None]:
 
 def _with_variables(classifier: Classifier, variables: Any) -> Classifier:
     return jax.tree.unflatten(jax.tree.structure(classifier), jax.tree.leaves(variables))
-
-
-def _describe(classifier: Classifier) -> dict[str, Any]:
-    """Returns a classifier's architecture and preprocessing: the arguments of `Classifier` but its variables."""
-    return {
-        "name": classifier.name,
-        "options": dict(classifier.options),
-        "num_classes": classifier.num_classes,
-        "mean": list(classifier.mean),
-        "std": list(classifier.std),
-        "channels": classifier.channels,
-        "input_size": None if classifier.input_size is None else list(classifier.input_size),
-    }

@@ -1,6 +1,7 @@
 """The stages of a run, in order: victim, defend, evaluate, export.
 
     victim      plants the attack into the training images and trains a classifier on them       attack/, victim/
+                or imports one that somebody else has trained                                    victim/
     defend      fits each defense to the frozen victim, on clean images without labels           defense/NAME/
     evaluate    measures the victim alone and behind each defense, on the whole test set         results.json
     export      writes each defended classifier as files that need nothing of this project       export/
@@ -8,64 +9,32 @@
 A stage that is done, from the same settings, is not run again.
 """
 
-import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
-from refine_jax import attacks, datasets, environment, evaluation, export, lock, planting, victim
-from refine_jax import settings as settings_lib
+from refine_jax import environment, evaluation, export, import_stage, planting, victim
+from refine_jax import triggered as triggered_lib
 from refine_jax.attacks import kept
 from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
-from refine_jax.datasets.images import Dataset
 from refine_jax.defenses.registry import DEFENSES
-from refine_jax.errors import SettingError, WorkdirError, choose
+from refine_jax.errors import WorkdirError, choose
 from refine_jax.files import hash_arrays, read_json, write_json
+from refine_jax.opening import Run, open_run
 from refine_jax.training.journal import Journal
 from refine_jax.training.loop import Outcome
-from refine_jax.training.parallel import Execution
 from refine_jax.training.state import count_parameters
-from refine_jax.workdir import SCHEMA, Record, Workdir
+from refine_jax.workdir import SCHEMA, Record
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("victim", "defend", "evaluate", "export")
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What every stage of a run sees.
-
-    Attributes:
-        settings: From `settings.complete`.
-        dataset: Clean; cut to dataset.train_images.
-        work: The working directory.
-        victim: Record of the victim, another run's where victim.workdir names one. The attack lies beside it.
-        defenses: Name to record.
-    """
-
-    settings: Mapping[str, Any]
-    dataset: Dataset
-    work: Workdir
-    victim: Record
-    defenses: Mapping[str, Record]
-
-    @property
-    def attack_folder(self) -> pathlib.Path:
-        """Where the attack that the victim was trained with is kept."""
-        return self.victim.folder.parent / "attack"
-
-    @property
-    def execution(self) -> Execution:
-        """How trainings are run."""
-        return Execution.of(self.settings["run"])
 
 
 def run(
@@ -87,99 +56,23 @@ def run(
     """
     for stage in stages:
         choose("stages", stage, STAGES)
-    settings = settings_lib.complete(config)
-    work = Workdir(workdir)
-    dataset = load_dataset(settings)
-    settings_lib.check(settings, dataset)
-    victim.check(settings["victim"], dataset)
-    attack = build_attack(settings, dataset)
-    attack.check(dataset.train.labels)
-    work.create()
-    with lock.hold(work.lock):
-        this = Run(settings, dataset, work, *open_records(settings, dataset, work, overwrite=overwrite))
+    with open_run(config, workdir, overwrite=overwrite) as (this, attack):
         return run_stages(this, attack, stages)
 
 
-def run_stages(run: Run, attack: Attack, stages: Sequence[str]) -> dict[str, Any] | None:
+def run_stages(run: Run, attack: Attack | None, stages: Sequence[str]) -> dict[str, Any] | None:
     """Runs the stages that are not done yet; arguments and outcome as of `run`."""
-    write_json(run.work.settings, run.settings)
-    if (changes := run.dataset.changes) is not None:
-        described = {"class_names": run.dataset.class_names, "sha256": run.dataset.sha256, **changes}
-        write_json(run.work.dataset, described)
     if "victim" in stages and not run.settings["victim"]["workdir"] and not is_done(run.victim):
-        train_victim(run, attack)
+        if run.imported is not None:
+            import_stage.run(run.imported, run.dataset, run.triggered, run.victim)
+        elif attack is not None:
+            train_victim(run, attack)
     if "defend" in stages:
         train_defenses(run)
     results = evaluate(run) if "evaluate" in stages else None
     if "export" in stages:
         export_defenses(run)
     return results
-
-
-def load_dataset(settings: Mapping[str, Any]) -> Dataset:
-    """Returns the data set of a configuration, cut to dataset.train_images.
-
-    The images that stay are drawn by a rule of their own, not by the seed: it is the data set that is smaller.
-    """
-    section = dict(settings["dataset"])
-    count = section.pop("train_images")
-    return datasets.limit_training(datasets.load(**section), count)
-
-
-def build_attack(settings: Mapping[str, Any], dataset: Dataset) -> Attack:
-    """Draws the attack of a configuration; refuses one that cannot be planted into these images."""
-    section = settings["attack"]
-    options = {name: value for name, value in section[section["name"]].items() if value is not None}
-    return attacks.build(
-        section["name"],
-        dataset.image_size,
-        target=section["target"],
-        rate=section["rate"],
-        seed=settings["seed"],
-        **options,
-    )
-
-
-def open_records(
-    settings: Mapping[str, Any], dataset: Dataset, work: Workdir, *, overwrite: bool
-) -> tuple[Record, dict[str, Record]]:
-    """Opens the records of the stages, and refuses what was made from other settings, or deletes it.
-
-    Returns:
-        (record of the victim, name to record of the defenses).
-    """
-    borrowed = settings["victim"]["workdir"]
-    made_from = {
-        "seed": settings["seed"],
-        "dataset": _identity(settings["dataset"], dataset),
-        "attack": settings["attack"],
-        "victim": {name: value for name, value in settings["victim"].items() if name != "workdir"},
-    }
-    record = Record(Workdir(borrowed).victim if borrowed else work.victim, made_from)
-    if borrowed:
-        # The seed of this run is the defense's: many may share one victim.
-        record.adopt("seed")
-        record.admit("victim", overwrite=False)
-        if record.outcome is None:
-            raise SettingError("victim.workdir", borrowed, "the working directory of a run whose victim is trained")
-    elif record.admit("victim", overwrite=overwrite):
-        work.clear()
-
-    section = {name: value for name, value in settings["defense"].items() if name != "names"}
-    defenses = {}
-    for name in settings["defense"]["names"]:
-        made_from = {"seed": settings["seed"], "defense": section, "victim_stage": record.settings}
-        defenses[name] = Record(work.defense(name), made_from)
-        if defenses[name].admit(f"defend ({name})", overwrite=overwrite):
-            work.clear_outcomes()
-    return record, defenses
-
-
-def _identity(section: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
-    """What tells which images they are: not where they lie, but what they are where their name does not say it."""
-    elsewhere = ("data_dir", "root", "test_root", "decoded")
-    named = {name: value for name, value in section.items() if name not in elsewhere}
-    return named if dataset.sha256 is None else {**named, "sha256": dataset.sha256}
 
 
 def train_victim(run: Run, attack: Attack) -> None:
@@ -201,7 +94,10 @@ def train_victim(run: Run, attack: Attack) -> None:
     identity = {"attack_sha256": planted.sha256}
     journal = make_journal(run, run.victim.folder, identity)
     outcome = victim.train(dataset, planted.attack, poisoned, run.settings["victim"], seed, journal, run.execution)
-    run.victim.finish({**identity, "victim_sha256": hash_arrays(outcome.state.variables), **summarize(outcome)})
+    variables = outcome.state.variables
+    described = victim.to_classifier(variables, dataset, run.settings["victim"]).describe()
+    made = {**identity, "victim_sha256": hash_arrays(variables), "classifier": described}
+    run.victim.finish({**made, **summarize(outcome)})
 
 
 def train_benign_classifier(run: Run) -> Classifier:
@@ -210,21 +106,27 @@ def train_benign_classifier(run: Run) -> Classifier:
     journal = make_journal(run, run.attack_folder / "benign", {})
     outcome = victim.train_benign(run.dataset, settings, run.settings["seed"], journal, run.execution)
     classifier = victim.to_classifier(outcome.state.variables, run.dataset, settings)
-    figures = evaluation.benign_accuracy(predictor(classifier), test.images, test.labels)
+    figures = evaluation.benign_accuracy(evaluation.compiled(classifier), test.images, test.labels)
     write_json(benign_file(run), figures)
     logger.info("attack: the benign classifier has a BA of %.2f %%", 100 * figures["ba"])
     return classifier
 
 
-def load_victim(run: Run) -> tuple[Attack, Classifier]:
-    """Reads attack and victim from where they were left, and holds them to their hashes."""
+def load_victim(run: Run) -> tuple[Attack | None, Classifier]:
+    """Reads victim and, where it was planted here, attack from where they were left; holds them to their hashes."""
     outcome, checkpoints = run.victim.require("victim"), checkpoints_of(run.victim)
-    planted, variables = kept.load(run.attack_folder), victim.load(checkpoints)
-    if planted.sha256 != outcome["attack_sha256"]:
-        raise WorkdirError(f"{run.attack_folder} is not the attack that the victim beside it was trained with")
+    variables, attack = victim.load(checkpoints), None
+    if run.imported is None:
+        planted = kept.load(run.attack_folder)
+        if planted.sha256 != outcome["attack_sha256"]:
+            raise WorkdirError(f"{run.attack_folder} is not the attack that the victim beside it was trained with")
+        attack = planted.attack
     if hash_arrays(variables) != outcome["victim_sha256"]:
         raise WorkdirError(f"the weights in {checkpoints} are not those that were trained")
-    return planted.attack, victim.to_classifier(variables, run.dataset, run.settings["victim"])
+    if "classifier" in outcome:
+        return attack, Classifier.from_description(outcome["classifier"], variables)
+    # The first versions have not noted it.
+    return attack, victim.to_classifier(variables, run.dataset, run.settings["victim"])
 
 
 def train_defenses(run: Run) -> None:
@@ -268,12 +170,16 @@ def evaluate(run: Run) -> dict[str, Any]:
         logger.info("evaluate: done before, in %s", run.work.results)
         return results
 
-    images, labels = run.dataset.test.images, run.dataset.test.labels
-    logger.info("evaluate: %d test images, clean and triggered", len(labels))
-    triggered = attack.trigger(images)
+    test, outcome = run.dataset.test, run.victim.require("victim")
+    images, labels = test.images, triggered_lib.known_labels(test)
+    shown = run.triggered if attack is None else triggered_lib.of_attack(attack, test)
+    logger.info("evaluate: %d test images, clean%s", len(images), "" if shown is None else " and triggered")
 
     def measure(classifier, permutation=None):
-        return evaluation.measure(predictor(classifier), images, labels, triggered, attack.target, permutation)
+        predict = evaluation.compiled(classifier)
+        if shown is None:
+            return evaluation.measure(predict, images, labels, None, 0, permutation)
+        return evaluation.measure(predict, images, labels, shown.images, shown.target, permutation, shown.labels)
 
     no_defense = measure(classifier)
     defenses = {}
@@ -281,6 +187,11 @@ def evaluate(run: Run) -> dict[str, Any]:
         figures = measure(defended_classifier, np.asarray(defended_classifier.permutation))
         der, interval = evaluation.defense_effectiveness(no_defense, figures)
         figures["der"], figures["ci95"]["der"] = der, interval
+        if labels is None:
+            same = evaluation.agreement(
+                evaluation.compiled(classifier), evaluation.compiled(defended_classifier), images
+            )
+            figures["agreement"], figures["counts"]["agreement"], figures["ci95"]["agreement"] = same
         defenses[name] = {**figures, **costs(run.defenses[name].require("defend"))}
     results = {
         "schema": SCHEMA,
@@ -288,7 +199,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         "environment": environment.describe(),
         "hashes": hashes_of(run),
         "attack": describe_attack(run),
-        "victim": costs(run.victim.require("victim")),
+        "victim": {**costs(outcome), "imported": outcome.get("imported")},
         "no_defense": no_defense,
         "defenses": defenses,
     }
@@ -296,8 +207,8 @@ def evaluate(run: Run) -> dict[str, Any]:
     return results
 
 
-def hashes_of(run: Run) -> dict[str, str]:
-    """Returns the SHA-256 of attack, victim and defenses, of stages that are done."""
+def hashes_of(run: Run) -> dict[str, str | None]:
+    """Returns the SHA-256 of attack, where one is known, victim and defenses, of stages that are done."""
     outcome = run.victim.require("victim")
     hashes = {name: outcome[f"{name}_sha256"] for name in ("attack", "victim")}
     return hashes | {name: record.require("defend")["sha256"] for name, record in run.defenses.items()}
@@ -327,18 +238,19 @@ def export_defenses(run: Run) -> None:
         logger.info("export: the classifier behind %s is in %s", name, folder)
 
 
-def predictor(classifier: Any) -> Callable[[jax.Array], jax.Array]:
-    """Compiles a classifier, defended or not; its weights are an argument, so that they are not folded into it."""
-    return functools.partial(jax.jit(lambda classifier, images: classifier(images)), classifier)
-
-
 def benign_file(run: Run) -> pathlib.Path:
     """Where the figures of an attack's benign classifier stand."""
     return run.attack_folder / "benign.json"
 
 
 def describe_attack(run: Run) -> dict[str, Any]:
-    """Returns how many images the attack has changed, and how good its benign classifier is, where it has one."""
+    """Returns how many images the attack has changed, and how good its benign classifier is, where it has one.
+
+    Of an imported victim's attack no more is known than its name and target.
+    """
+    if run.imported is not None:
+        target = None if run.triggered is None else run.triggered.target
+        return {"name": run.settings["attack"]["name"], "target": target}
     planted = kept.load(run.attack_folder)
     return {
         "name": planted.attack.name,

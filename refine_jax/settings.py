@@ -11,6 +11,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from refine_jax import attacks, datasets, networks
+from refine_jax.classifier import CHANNEL_ORDERS
 from refine_jax.datasets import stream
 from refine_jax.datasets.images import Dataset
 from refine_jax.defenses import refine
@@ -22,6 +23,11 @@ from refine_jax.training.parallel import Execution
 
 # Rates at which the networks' reference implementations are trained; 0.1 where nothing stands.
 _LEARNING_RATES = {"vgg16": 0.01, "vit": 0.001}
+
+# In the place of an attack's name, where a victim is imported of which none is known.
+NO_ATTACK = "none"
+# The fields of section 'victim' that belong to one that is imported.
+_IMPORT = ("checkpoint", "mean", "std", "channels", "input_size")
 
 # What may stand in a field of each type.
 KINDS = {
@@ -58,6 +64,7 @@ def default() -> ml_collections.ConfigDict:
                 "name": "badnets",
                 "target": 0,
                 "rate": float,  # open: the attack's own
+                "triggered_root": str,  # with victim.checkpoint: a folder of triggered test pictures
                 **{name: attacks.options(name) for name in attacks.names()},
             },
             "victim": {
@@ -68,6 +75,12 @@ def default() -> ml_collections.ConfigDict:
                 "batch_size": 128,
                 "learning_rate": float,  # open: by network
                 "decay": 0.1,
+                # A trained classifier in place of all that, and its preprocessing where its file does not say it.
+                "checkpoint": str,
+                "mean": tuple,
+                "std": tuple,
+                "channels": str,
+                "input_size": int,
             },
             "defense": {
                 "names": ("refine",),
@@ -115,13 +128,7 @@ def complete(config: ml_collections.ConfigDict) -> dict[str, Any]:
     if missing:
         raise RefineError(f"the configuration has no {missing[0]}: a get_config() begins with settings.default()")
     settings["dataset"] = _complete_dataset(settings["dataset"])
-    attack = settings["attack"]
-    chosen = choose("attack.name", attack["name"], attacks.names())
-    settings["attack"] = {name: attack[name] for name in ("name", "target", "rate", chosen)}
-    victim = settings["victim"]
-    choose("victim.name", victim["name"], networks.names())
-    if victim["learning_rate"] is None:
-        victim["learning_rate"] = _LEARNING_RATES.get(victim["name"], 0.1)
+    settings["attack"], settings["victim"] = _complete_victim(settings["attack"], settings["victim"])
     names = settings["defense"].pop("names")
     for name in names:
         choose("defense.names", name, DEFENSES)
@@ -140,13 +147,43 @@ def _complete_dataset(section: Mapping[str, Any]) -> dict[str, Any]:
     return general | {name: options[name] for name in datasets.options(general["name"])}
 
 
+def _complete_victim(attack: dict[str, Any], victim: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Leaves out what belongs to another attack, and either how a victim is trained or how one is imported."""
+    imported = victim["checkpoint"] is not None
+    names = (*attacks.names(), NO_ATTACK) if imported else attacks.names()
+    if attack["name"] == NO_ATTACK and not imported:
+        allowed = f"{', '.join(names)}; {NO_ATTACK} only with victim.checkpoint, which is not given"
+        raise SettingError("attack.name", NO_ATTACK, allowed)
+    chosen = choose("attack.name", attack["name"], names)
+    choose("victim.name", victim["name"], networks.names())
+    if imported and victim["workdir"] is not None:
+        raise SettingError("victim.workdir", victim["workdir"], "nothing with victim.checkpoint: import it again")
+    if imported and chosen != NO_ATTACK and attack["triggered_root"] is not None:
+        raise SettingError("attack.triggered_root", attack["triggered_root"], f"only with attack.name={NO_ATTACK}")
+    for section, field in [("victim", name) for name in _IMPORT] + [("attack", "triggered_root")]:
+        value = {"victim": victim, "attack": attack}[section][field]
+        if not imported and value is not None:
+            raise SettingError(f"{section}.{field}", value, "nothing without victim.checkpoint")
+    if victim["learning_rate"] is None:
+        victim["learning_rate"] = _LEARNING_RATES.get(victim["name"], 0.1)
+    kept = ("name", "workdir", *_IMPORT) if imported else tuple(name for name in victim if name not in _IMPORT)
+    options = [name for name, there in (("triggered_root", imported), (chosen, chosen != NO_ATTACK)) if there]
+    return (
+        {name: attack[name] for name in ("name", "target", "rate", *options)},
+        {name: victim[name] for name in kept},
+    )
+
+
 def _check_values(settings: Mapping[str, Any]) -> None:
     victim, attack, run = settings["victim"], settings["attack"], settings["run"]
-    optimizer.check("victim", victim)
+    if "checkpoint" in victim:
+        _check_import(victim)
+    else:
+        optimizer.check("victim", victim)
     optimizer.check("defense", settings["defense"])
     for field, value, fine, allowed in (
         ("seed", settings["seed"], 0 <= settings["seed"] <= LARGEST_SEED, f"0 to {LARGEST_SEED}"),
-        ("victim.width", victim["width"], victim["width"] >= 1, "1 or more"),
+        ("victim.width", victim.get("width"), victim.get("width", 1) >= 1, "1 or more"),
         ("attack.rate", attack["rate"], attack["rate"] is None or 0 < attack["rate"] <= 1, "above 0 and at most 1"),
         ("attack.target", attack["target"], attack["target"] >= 0, "a class, counted from 0"),
         ("run.log_every", run["log_every"], run["log_every"] >= 1, "1 or more"),
@@ -170,6 +207,19 @@ def _check_values(settings: Mapping[str, Any]) -> None:
         raise SettingError("run.remat", True, f"with {', '.join(able)}; victim.name is {victim['name']!r}")
 
 
+def _check_import(victim: Mapping[str, Any]) -> None:
+    for name in ("mean", "std"):
+        value = victim[name]
+        fine = value is None or (len(value) == 3 and all(isinstance(x, numbers.Real) for x in value))
+        if not fine or (name == "std" and value is not None and not all(x > 0 for x in value)):
+            allowed = "three numbers, one a channel, in units of [0, 1]" + (", above 0" if name == "std" else "")
+            raise SettingError(f"victim.{name}", value, allowed)
+    if victim["channels"] is not None:
+        choose("victim.channels", victim["channels"], CHANNEL_ORDERS)
+    if victim["input_size"] is not None and not 1 <= victim["input_size"] <= 4096:
+        raise SettingError("victim.input_size", victim["input_size"], "1 to 4096")
+
+
 def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
     """Refuses what is impossible with these images.
 
@@ -181,20 +231,18 @@ def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
         SettingError: The first field that is impossible.
     """
     count, victim, target = len(dataset.train.labels), settings["victim"], settings["attack"]["target"]
-    if not (dataset.train.has_labels and dataset.test.has_labels):
-        raise SettingError(
-            "dataset.name",
-            settings["dataset"]["name"],
-            "images with labels, as a victim is trained and measured by them",
-        )
+    imported = "checkpoint" in victim
+    if not imported and not (dataset.train.has_labels and dataset.test.has_labels):
+        allowed = "images with labels, as a victim is trained and measured by them; or victim.checkpoint"
+        raise SettingError("dataset.name", settings["dataset"]["name"], allowed)
     if target >= dataset.num_classes:
         raise SettingError("attack.target", target, f"a class of {dataset.name}, 0 to {dataset.num_classes - 1}")
-    if victim["batch_size"] > count:
+    if not imported and victim["batch_size"] > count:
         raise SettingError("victim.batch_size", victim["batch_size"], f"at most the {count} training images")
     for name in settings["defense"]["names"]:
         DEFENSES[name].check("defense", settings["defense"], count, dataset.image_size)
     execution = Execution.of(settings["run"])
-    for section in ("victim", "defense"):
+    for section in ("defense",) if imported else ("victim", "defense"):
         execution.check_batch(f"{section}.batch_size", settings[section]["batch_size"])
 
 

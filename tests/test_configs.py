@@ -38,3 +38,20 @@ def test_imagenet50_is_the_papers_setting():
 def test_an_unknown_variant_of_imagenet50_is_refused():
     with pytest.raises(SettingError, match=r"config = 'configs/imagenet50.py:tiny': allowed: .*imagenet50.py:mini"):
         get_config("imagenet50.py", "tiny")
+
+
+@pytest.mark.parametrize("variant", ["", "mini"])
+def test_defend_is_the_papers_defense_or_the_demos_for_a_classifier_that_is_given(variant):
+    config = get_config("defend.py", variant)
+    config.victim.checkpoint = "given.pth"
+    resolved = settings.complete(config)
+    assert (resolved["dataset"]["name"], resolved["attack"]["name"]) == ("folder", "none")
+    like = get_config("digits.py") if variant else settings.default()
+    assert resolved["defense"] == settings.complete(like)["defense"]
+
+
+def test_defend_without_a_checkpoint_is_told_so():
+    with pytest.raises(SettingError, match=r"attack.name = 'none': allowed: badnets, .*with victim.checkpoint"):
+        settings.complete(get_config("defend.py"))
+    with pytest.raises(SettingError, match=r"config = 'configs/defend.py:tiny'"):
+        get_config("defend.py", "tiny")

@@ -28,7 +28,6 @@ _TEST_FOLDERS = ("test", "val")
 _LARGEST_SIDE = 4096
 # One picture in so many is held back where there is no folder of test pictures.
 _TEST_EVERY = 5
-_WARNED = 3
 
 
 def load(
@@ -81,7 +80,7 @@ def load(
     key = _fingerprint(files, places, image_size)
     arrays = cache.load_or_build(NAME, key, lambda: _build(files, places, image_size), cache_dir)
     changes.add(json.loads(bytes(arrays["changes"])))
-    _tell(changes)
+    changes.tell("dataset")
     return Dataset(
         name=NAME,
         train=Split(arrays["train_images"], arrays["train_labels"]),
@@ -222,11 +221,3 @@ def _statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _three(channels: np.ndarray) -> tuple[float, float, float]:
     red, green, blue = map(float, channels)
     return red, green, blue
-
-
-def _tell(changes: Changes) -> None:
-    """Says how many files were not taken as they are, with a few names."""
-    for what, count in changes.counts.items():
-        names = [path for path, why in changes.files if why.startswith(what)][:_WARNED]
-        more = ", ..." if count > len(names) else ""
-        logger.warning("dataset: %d files: %s (%s%s)", count, what, ", ".join(names), more)

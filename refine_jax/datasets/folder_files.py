@@ -1,6 +1,7 @@
 """Which pictures a folder from a stranger has, and what was left out and why: looked at, not yet opened."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 import stat
@@ -9,12 +10,14 @@ from typing import Any
 
 from refine_jax.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".webp")
 MAX_FILE_BYTES = 1 << 26
 MAX_FILES = 2_000_000
 _MAX_DEPTH = 8
-# What is listed by name; all of it is counted.
-_LISTED = 10_000
+# So many are listed by name, and told in the log; all are counted.
+_LISTED, _TOLD = 10_000, 3
 
 
 class Changes:
@@ -45,6 +48,13 @@ class Changes:
     def to_json(self) -> dict[str, Any]:
         """Returns the counts, and as many names as are kept."""
         return {"counts": self.counts, "files": self.files}
+
+    def tell(self, prefix: str) -> None:
+        """Says in the log how many files were not taken as they are, with a few names."""
+        for what, count in self.counts.items():
+            names = [path for path, why in self.files if why.startswith(what)][:_TOLD]
+            more = ", ..." if count > len(names) else ""
+            logger.warning("%s: %d files: %s (%s%s)", prefix, count, what, ", ".join(names), more)
 
     def summary(self) -> str:
         """Returns the counts as the end of an error's sentence; "" where there are none."""

@@ -12,7 +12,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from refine_jax import networks
-from refine_jax.errors import DataError, choose
+from refine_jax.errors import DataError, SettingError, choose
 from refine_jax.interop.torch_names import FAMILIES, torch_name
 
 # Axes of a Flax kernel in PyTorch's order: HWIO to OIHW, [in, out] to [out, in].
@@ -97,6 +97,24 @@ def infer_options(name: str, state_dict: Mapping[str, Any]) -> dict[str, int]:
     """
     choose("network", name, FAMILIES)
     return _infer(name, _plain(name, state_dict))[0]
+
+
+def fitting(state_dict: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the names of the networks, of `networks.names()`, whose weights a state dict has.
+
+    Args:
+        state_dict: As `convert` takes it.
+    """
+
+    def fits(name: str) -> bool:
+        try:
+            plain = _plain(name, state_dict)
+            # Without the entries of its head it is another network's; to see all of them takes seconds.
+            return "num_classes" in _infer(name, plain)[0] and bool(_checked(name, plain))
+        except (WeightsError, SettingError):
+            return False
+
+    return tuple(name for name in networks.names() if name in FAMILIES and fits(name))
 
 
 def _plain(name: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -14,7 +14,10 @@ def text_table(results: Mapping[str, Any]) -> str:
     """
     columns = {"no defense": results["no_defense"], **results["defenses"]}
     rows = [["", *columns]]
-    for name, title in FIGURES.items():
+    shown = dict(FIGURES)
+    if any("agreement" in figures for figures in columns.values()):
+        shown = {"agreement": "agreement", **shown}
+    for name, title in shown.items():
         rows.append([title, *(_cell(figures, name) for figures in columns.values())])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -24,6 +27,8 @@ def text_table(results: Mapping[str, Any]) -> str:
         "BA: clean images answered rightly    ASR: triggered ones answered with the target",
         "mapped ASR: with the class that the mapping sends the target to    RA: answered rightly all the same",
     ]
+    if "agreement" in shown:
+        legend.append("agreement: clean images answered as without the defense; their classes are not known")
     return "\n".join([lines[0], rule, *lines[1:], rule, *legend])
 
 

@@ -1,0 +1,121 @@
+"""Triggered test images: made by an attack, or pictures that somebody else has made."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from refine_jax.attacks.trigger import Attack
+from refine_jax.datasets import folder_files, folder_pictures
+from refine_jax.datasets.folder_files import Changes, shown
+from refine_jax.datasets.images import Dataset, Split
+from refine_jax.errors import DataError, SettingError, did_you_mean
+from refine_jax.files import hash_arrays
+from refine_jax.interop.checkpoint_formats import Pictures
+
+FIELD = "attack.triggered_root"
+_ALLOWED = "a folder of class folders, by the true class, of triggered pictures"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Triggered:
+    """Triggered test images.
+
+    Attributes:
+        images: uint8 [M, H, W, 3]
+        labels: Their true classes, [M]; None where they are not known.
+        target: The attacker's class.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    target: int
+
+    def sha256(self) -> str:
+        """Returns a hash of images, labels and target."""
+        labels = np.empty(0, np.int32) if self.labels is None else self.labels
+        return hash_arrays({"images": self.images, "labels": labels, "target": np.int32(self.target)})
+
+
+def of_attack(attack: Attack, test: Split) -> Triggered:
+    """Returns the test images with an attack's trigger."""
+    return Triggered(attack.trigger(test.images), known_labels(test), attack.target)
+
+
+def known_labels(split: Split) -> np.ndarray | None:
+    """Returns the labels of images, None where they are not known."""
+    return split.labels if split.has_labels else None
+
+
+def of_folder(root: str | os.PathLike, dataset: Dataset, target: int) -> Triggered:
+    """Reads triggered pictures from a folder.
+
+    Args:
+        root: Holds folders of pictures, each called by their true class: its name, or its number.
+        dataset: Whose size and classes they have.
+        target: The attacker's class.
+
+    Raises:
+        SettingError: There is no such folder, or a folder in it is of no class.
+        DataError: There is no picture that can be read.
+    """
+    place = pathlib.Path(root).expanduser().absolute()
+    if not place.is_dir():
+        raise SettingError(FIELD, str(root), _ALLOWED)
+    changes = Changes()
+    tree = folder_files.read_tree(place, changes, FIELD)
+    if not tree.classes:
+        raise SettingError(FIELD, str(root), f"{_ALLOWED}; this one has no folders")
+    labels = [_label(name, dataset.class_names) for name in tree.classes]
+    return _read(place, [(path, labels[position]) for path, position in tree.files], dataset, target, changes)
+
+
+def beside_checkpoint(pictures: Pictures, dataset: Dataset) -> Triggered:
+    """Reads the triggered pictures that lie beside a checkpoint.
+
+    Args:
+        pictures: What the checkpoint says of them.
+        dataset: Whose size and classes they have.
+
+    Raises:
+        DataError: There is no picture that can be read, or their classes are not those of the data set.
+    """
+    changes = Changes()
+    there = {path for path, _ in folder_files.read_tree(pictures.folder, changes, "victim.checkpoint").files}
+    for path, _ in pictures.files:
+        if path not in there:
+            changes.note(path, "named by the checkpoint and not there")
+    files = [(path, label) for path, label in pictures.files if path in there]
+    classes = {pictures.target, *(label for _, label in files)}
+    if not classes <= {*range(dataset.num_classes)}:
+        raise DataError(
+            f"{shown(pictures.folder)}: the checkpoint says that its triggered pictures are of the classes "
+            f"{sorted(classes)}, and there are {dataset.num_classes}"
+        )
+    return _read(pictures.folder, files, dataset, pictures.target, changes)
+
+
+def _label(name: str, class_names: Sequence[str]) -> int:
+    """The class that a folder's name says."""
+    if name in class_names:
+        return class_names.index(name)
+    if name.isdecimal() and int(name) < len(class_names):
+        return int(name)
+    allowed = f"a class, 0 to {len(class_names) - 1}, or its name{did_you_mean(name, class_names)}"
+    raise SettingError(f"a folder in {FIELD}", name, allowed)
+
+
+def _read(place: pathlib.Path, files: list, dataset: Dataset, target: int, changes: Changes) -> Triggered:
+    if not files:
+        raise DataError(f"{shown(place)} holds no triggered picture{changes.summary()}")
+    height, width = dataset.image_size
+    images, labels = folder_pictures.read_pictures(place, files, height if height == width else None, changes)
+    if images.shape[1:3] != dataset.image_size:
+        found = f"{images.shape[2]} x {images.shape[1]}"
+        raise DataError(
+            f"{shown(place)} holds pictures of {found} pixels, and the test images have {width} x {height}"
+        )
+    changes.tell("triggered images")
+    return Triggered(images, labels, target)

@@ -1,0 +1,331 @@
+"""Checkpoints of other programs: what is taken from them, what is asked for, and what is refused."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from refine_jax import import_stage, importing, networks, settings, triggered
+from refine_jax.classifier import Classifier
+from refine_jax.datasets.images import NO_LABEL, Dataset, Split
+from refine_jax.errors import DataError, SettingError
+from refine_jax.interop import checkpoint_formats, torch_weights
+from refine_jax.interop.torch_file import TorchFileError
+
+GIVEN = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "channels": None, "input_size": None}
+OPEN = dict.fromkeys(GIVEN)
+
+
+def dataset(num_classes=5, side=16, sha256="f" * 64):
+    split = Split(np.zeros((8, side, side, 3), np.uint8), np.zeros(8, np.int32))
+    names = tuple("abcdefghijkl"[:num_classes])
+    return Dataset("folder" if sha256 else "named", split, split, names, (0.1,) * 3, (0.9,) * 3, sha256)
+
+
+@functools.cache
+def state_dict(name="resnet18", num_classes=5, **options):
+    """Weights that were drawn, by PyTorch's names; nothing is compiled for them."""
+    module = networks.build(name, num_classes, **({"width": 4} if name != "vit" else {}) | options)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))
+    rng = np.random.default_rng(0)
+    return torch_weights.to_torch(name, jax.tree.map(lambda s: rng.uniform(0.1, 1, s.shape).astype(s.dtype), shapes))
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "victim.safetensors"
+    safetensors.numpy.save_file(state_dict(), path)
+    return path
+
+
+def read(file, data=None, name="resnet18", **changed):
+    return importing.read({"checkpoint": str(file), "name": name, **GIVEN, **changed}, data or dataset())
+
+
+def test_weights_width_and_classes_are_the_files_and_preprocessing_is_as_given(file):
+    imported = read(file, channels="BGR", input_size=32)
+    described = imported.classifier.describe()
+    assert described["options"] == {"width": 4}
+    assert (described["num_classes"], described["channels"], described["input_size"]) == (5, "BGR", [32, 32])
+    assert (described["mean"], described["std"]) == ([0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
+    assert set(imported.preprocessing_from.values()) == {"the settings"}
+    written = torch_weights.to_torch("resnet18", imported.classifier.variables)
+    for key, value in state_dict().items():
+        np.testing.assert_array_equal(written[key], value)
+    # The size of the images needs no resizing.
+    assert read(file, input_size=16).classifier.input_size is None
+
+
+def test_preprocessing_that_nobody_knows_is_asked_for(file):
+    with pytest.raises(SettingError, match=r"victim.mean = None: allowed: three numbers.*victim.mean and victim.std"):
+        read(file, **OPEN)
+    with pytest.raises(SettingError, match=r"victim.std = None: allowed: three numbers"):
+        read(file, std=None)
+
+
+def test_preprocessing_that_can_be_guessed_is_and_the_record_says_so(tmp_path, file):
+    of_data_set = read(file, dataset(sha256=None), **OPEN)
+    assert of_data_set.classifier.mean == (0.1,) * 3
+    assert of_data_set.preprocessing_from["mean"] == "assumed: named's"
+    safetensors.numpy.save_file(state_dict("imagenet_resnet18"), tmp_path / "torchvision.safetensors")
+    imported = read(tmp_path / "torchvision.safetensors", name="imagenet_resnet18", **OPEN)
+    assert imported.classifier.mean == (0.485, 0.456, 0.406)
+    assert imported.classifier.std == (0.229, 0.224, 0.225)
+    assert imported.preprocessing_from["std"] == "assumed: torchvision's"
+    assert (imported.classifier.channels, imported.preprocessing_from["channels"]) == ("RGB", "assumed")
+
+
+def test_another_networks_weights_are_named(file, tmp_path):
+    with pytest.raises(SettingError) as caught:
+        read(file, name="resnet34")
+    assert (caught.value.field, caught.value.value) == ("victim.name", "resnet34")
+    assert caught.value.allowed.startswith("resnet18, whose weights ")
+    strange = {f"layer{i}.weight": np.ones((2, 2), np.float32) for i in range(300)}
+    safetensors.numpy.save_file(strange, tmp_path / "strange.safetensors")
+    with pytest.raises(
+        DataError, match=r"the weights of none of the networks resnet18, .*layer0.weight.* more"
+    ) as caught:
+        read(tmp_path / "strange.safetensors")
+    assert len(str(caught.value)) < 1000
+
+
+def test_another_number_of_classes_is_refused(file):
+    with pytest.raises(SettingError, match=r"dataset.class_names = \['a', .*allowed: 5 names"):
+        read(file, dataset(num_classes=4))
+    with pytest.raises(
+        SettingError, match=r"victim.checkpoint = .*classifier of the 10 classes of named; this one has 5"
+    ):
+        read(file, dataset(num_classes=10, sha256=None))
+
+
+def test_where_no_image_has_a_label_the_classes_are_the_classifiers(file):
+    bare = dataset(num_classes=0)
+    named = importing.name_classes(read(file, bare), bare)
+    assert named.class_names == ("0", "1", "2", "3", "4")
+    labeled = dataset()
+    assert importing.name_classes(read(file, labeled), labeled) is labeled
+
+
+@pytest.mark.parametrize("path", ["not there.pth", "."])
+def test_what_is_no_file_and_no_run_is_refused(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingError, match=r"victim.checkpoint = .*: allowed: a file"):
+        read(path)
+
+
+def test_impossible_preprocessing_is_refused(file):
+    with pytest.raises(SettingError, match=r"victim.std = "):
+        read(file, std=(0.1, 0.0, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("saved", "accuracy"),
+    [
+        ({"acc": 93.1}, 0.931),
+        ({"acc": 0.5, "epoch": 3}, 0.5),
+        ({"best_acc1": 140.0}, None),
+        ({}, None),
+        ({"acc": "x"}, None),
+    ],
+)
+def test_an_accuracy_beside_the_weights_is_what_the_file_claims(saved, accuracy, tmp_path):
+    torch = pytest.importorskip("torch")
+    weights = {key: torch.from_numpy(value) for key, value in state_dict().items()}
+    torch.save({"net": {f"module.{key}": value for key, value in weights.items()}, **saved}, tmp_path / "a.pth")
+    imported = read(tmp_path / "a.pth")
+    assert imported.accuracy == (accuracy and pytest.approx(accuracy))
+    assert imported.classifier.num_classes == 5
+
+
+def test_a_whole_pickled_module_is_refused_with_what_to_do(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
+    with pytest.raises(TorchFileError, match=r"whole pickled module .*torch.save\(model.state_dict\(\), path\)"):
+        read(tmp_path / "module.pth")
+
+
+def write_backdoorbench(folder, *, targets=(0,), path="./record/old/bd_test_dataset", pictures=True):
+    """attack_result.pt as BackdoorBench saves it, with pictures of 12 test images, 4 of each class but the target."""
+    torch = pytest.importorskip("torch")
+    weights = {key: torch.from_numpy(value) for key, value in state_dict("imagenet_resnet18").items()}
+    entries = {}
+    for number in range(12):
+        label = 1 + number % 4
+        entries[np.int64(10 * number)] = {
+            "path": f"{path}/{label}/{10 * number}.png",
+            "other_info": [targets[number % len(targets)], label],
+        }
+        if pictures:
+            place = folder / "bd_test_dataset" / str(label) / f"{10 * number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (number, 0, 0)).save(place)
+    container = {"save_folder_path": path, "data_dict": entries, "save_file_format": ".png"}
+    state = {"bd_data_container": container, "getitem_all": True, "poison_indicator": np.ones(120)}
+    saved = {"model_name": "resnet18", "num_classes": 5, "model": weights, "data_path": "data/gtsrb", "bd_train": None}
+    torch.save(
+        {**saved, "img_size": [16, 16, 3], "clean_data": "gtsrb", "bd_test": state}, folder / "attack_result.pt"
+    )
+    (folder / "attack_df.csv").write_text(",epoch,test_acc,test_asr\n0,0,0.31,0.9\n1,1,0.87,0.95\n")
+    return folder / "attack_result.pt"
+
+
+def test_of_backdoorbench_network_preprocessing_accuracy_and_triggered_images_are_known(tmp_path):
+    imported = read(write_backdoorbench(tmp_path), name="imagenet_resnet18", **OPEN)
+    assert imported.format == "BackdoorBench"
+    assert imported.classifier.mean == (0, 0, 0)
+    assert imported.classifier.std == (1, 1, 1)
+    assert imported.accuracy == 0.87
+    assert imported.remarks == ()
+    shown = triggered.beside_checkpoint(imported.triggered, dataset())
+    assert shown.target == 0
+    # Red is the number of the picture, whose class is 1 + number % 4.
+    numbers = shown.images[:, 0, 0, 0]
+    assert sorted(numbers) == list(range(12))
+    np.testing.assert_array_equal(shown.labels, 1 + numbers % 4)
+
+
+@pytest.mark.parametrize(
+    ("how", "remark"),
+    [
+        ({"targets": (0, 2)}, "have 2 targets"),
+        ({"pictures": False}, "are not beside it"),
+        ({"path": "C:\\old\\.."}, "are not files"),
+    ],
+)
+def test_triggered_images_that_cannot_be_used_are_said_and_the_weights_are_taken(tmp_path, how, remark):
+    imported = read(write_backdoorbench(tmp_path, **how), name="imagenet_resnet18", **OPEN)
+    assert imported.triggered is None
+    assert remark in imported.remarks[0]
+
+
+def test_pictures_that_are_named_and_missing_are_left_out_and_others_are_not_read(tmp_path, caplog):
+    imported = read(write_backdoorbench(tmp_path), name="imagenet_resnet18", **OPEN)
+    (tmp_path / "bd_test_dataset" / "1" / "0.png").unlink()
+    Image.new("RGB", (16, 16)).save(tmp_path / "bd_test_dataset" / "1" / "of another.png")
+    assert len(triggered.beside_checkpoint(imported.triggered, dataset()).images) == 11
+    assert "1 files: named by the checkpoint and not there (1/0.png)" in caplog.text
+    with pytest.raises(DataError, match=r"of the classes \[0, 1, 2, 3, 4\], and there are 4"):
+        triggered.beside_checkpoint(imported.triggered, dataset(num_classes=4))
+
+
+def test_a_folder_of_triggered_pictures_has_their_true_classes(tmp_path):
+    for name, red in (("c", 2), ("0", 0), ("4", 4)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (16, 16), (red, 0, 0)).save(tmp_path / name / "a.png")
+    shown = triggered.of_folder(tmp_path, dataset(), 1)
+    assert shown.target == 1
+    np.testing.assert_array_equal(shown.labels, shown.images[:, 0, 0, 0])
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "cat" / "a.png")
+    with pytest.raises(SettingError, match=r"a folder in attack.triggered_root = 'cat': allowed: a class, 0 to 4"):
+        triggered.of_folder(tmp_path, dataset(), 1)
+    with pytest.raises(SettingError, match=r"attack.triggered_root = .*this one has no folders"):
+        triggered.of_folder(tmp_path / "cat", dataset(), 1)
+
+
+def colorful(count=300):
+    """Images whose class is their brightest channel."""
+    labels = np.arange(count, dtype=np.int32) % 3
+    images = np.full((count, 4, 4, 3), 50, np.uint8)
+    images[np.arange(count), :, :, labels] = 200
+    return Split(images, labels)
+
+
+class Brightest(nn.Module):
+    """Its logits are the channels of the first pixel, in an order."""
+
+    num_classes: int
+    order: tuple[int, ...] = (0, 1, 2)
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return images[:, 0, 0][:, np.array(self.order)]
+
+
+def doubts(monkeypatch, channels, *, accuracy=None, order=(0, 1, 2), split=None):
+    """What is said of a classifier that was trained on RGB and is shown `channels`."""
+    monkeypatch.setitem(networks.registry.NETWORKS, "brightest", functools.partial(Brightest, order=order))
+    classifier = Classifier("brightest", {"params": {}}, 3, (0,) * 3, (1,) * 3, channels=channels)
+    imported = importing.Imported(classifier, "state dict", {}, accuracy, None, ())
+    split = split or colorful()
+    data = Dataset("folder", split, split, tuple("rgb"), (0,) * 3, (1,) * 3)
+    return import_stage.doubts(imported, data)
+
+
+def test_a_classifier_that_is_as_good_as_its_file_says_raises_no_doubt(monkeypatch):
+    figures, told = doubts(monkeypatch, "RGB", accuracy=1.0)
+    assert (figures["ba"], told) == (1.0, [])
+
+
+def test_channels_in_the_wrong_order_are_noticed_by_the_other_being_better(monkeypatch):
+    figures, told = doubts(monkeypatch, "BGR")
+    assert figures["counts"]["ba"] == [100, 300]  # green is in the middle either way
+    assert any("set victim.channels=RGB" in sentence and "100.0%" in sentence for sentence in told)
+
+
+def test_near_chance_and_far_under_the_claim_are_said(monkeypatch):
+    _, told = doubts(monkeypatch, "RGB", order=(1, 2, 0))
+    assert any("one class alone makes up 33.3%" in sentence and "victim.mean" in sentence for sentence in told)
+    half = colorful()
+    mixed = Split(half.images, np.where(np.arange(300) < 90, (half.labels + 1) % 3, half.labels).astype(np.int32))
+    _, told = doubts(monkeypatch, "RGB", accuracy=0.95, split=mixed)
+    assert len(told) == 1
+    assert "far under the 95.0% that its file says" in told[0]
+    assert doubts(monkeypatch, "RGB", accuracy=0.72, split=mixed)[1] == []
+
+
+def test_without_labels_nothing_is_measured(monkeypatch):
+    bare = Split(colorful().images, np.full(300, NO_LABEL, np.int32))
+    assert doubts(monkeypatch, "BGR", split=bare) == (None, [])
+
+
+def configured(**changed):
+    config = settings.default()
+    for name, value in changed.items():
+        section, _, field = name.partition("__")
+        config[section][field] = value
+    return config
+
+
+def test_an_imported_victim_has_no_settings_of_a_training():
+    resolved = settings.complete(configured(victim__checkpoint="a.pth", attack__name="none"))
+    assert set(resolved["victim"]) == {"name", "workdir", "checkpoint", "mean", "std", "channels", "input_size"}
+    assert set(resolved["attack"]) == {"name", "target", "rate", "triggered_root"}
+    trained = settings.complete(configured())
+    assert not {"checkpoint", "mean", "std", "channels", "input_size"} & {*trained["victim"]}
+    assert "triggered_root" not in trained["attack"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"attack__name": "none"}, r"attack.name = 'none': allowed: badnets"),
+        ({"victim__mean": (0, 0, 0)}, r"victim.mean = .*: allowed: nothing without victim.checkpoint"),
+        ({"attack__triggered_root": "x"}, r"attack.triggered_root = 'x': allowed: nothing without victim.checkpoint"),
+        ({"victim__checkpoint": "a", "victim__workdir": "b"}, r"victim.workdir = 'b': allowed: nothing with"),
+        (
+            {"victim__checkpoint": "a", "attack__triggered_root": "b"},
+            r"attack.triggered_root = 'b': allowed: only with",
+        ),
+        ({"victim__checkpoint": "a", "victim__mean": (1, 2)}, r"victim.mean = .*: allowed: three numbers"),
+        ({"victim__checkpoint": "a", "victim__std": (1, 0, 1)}, r"victim.std = .*: allowed: three numbers.*above 0"),
+        ({"victim__checkpoint": "a", "victim__channels": "GBR"}, r"victim.channels = 'GBR': allowed: RGB, BGR"),
+        ({"victim__checkpoint": "a", "victim__input_size": 0}, r"victim.input_size = 0: allowed: 1 to 4096"),
+    ],
+)
+def test_settings_of_an_import_that_cannot_be_are_refused(changed, message):
+    with pytest.raises(SettingError, match=message):
+        settings.complete(configured(**changed))
+
+
+def test_pictures_of_backdoorbench_are_looked_for_by_what_comes_after_their_folders_name():
+    below = checkpoint_formats._below
+    assert below("./record/run/bd_test_dataset/3/17.png", "bd_test_dataset") == "3/17.png"
+    assert below(r"D:\record\bd_test_dataset\3\17.png", "bd_test_dataset") == "3/17.png"
+    for path in ("/etc/passwd", "bd_test_dataset", "bd_test_dataset/../../x.png"):
+        with pytest.raises(ValueError, match=r"is no path below|is not in list|not in tuple"):
+            below(path, "bd_test_dataset")
