@@ -220,7 +220,7 @@ def _program(defended: Defended, weights: Mapping[str, np.ndarray], dtype: str) 
         variables = traverse_util.unflatten_dict(weights, sep="/")
         with_weights = dataclasses.replace(
             defended,
-            classifier=_with_variables(defended.classifier, variables["classifier"]),
+            classifier=_with_variables(defended.classifier, variables.get("classifier", {})),
             unet_variables=variables["unet"],
             permutation=variables["permutation"],
         )

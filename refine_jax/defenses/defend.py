@@ -1,42 +1,55 @@
 """REFINE in one call, for a classifier and images at hand."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
+import jax
 import numpy as np
 
+from refine_jax import function_classifier
 from refine_jax.classifier import Classifier
 from refine_jax.defenses import refine
+from refine_jax.errors import SettingError
 
 
 def defend(
-    classifier: Classifier,
+    classifier: Classifier | Callable[..., jax.Array],
     images: np.ndarray,
     settings: Mapping[str, Any] | None = None,
     *,
     num_classes: int | None = None,
+    variables: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> refine.Defended:
     """Defends a classifier with REFINE.
 
     Args:
-        classifier: Stays as it is; its weights are never changed.
+        classifier: Stays as it is; its weights are never changed. A `Classifier`, or any JAX function in inference
+            mode: float images in [0, 1], RGB [N, H, W, 3] -> logits [N, K].
         images: Clean, without labels, RGB. uint8 [N, H, W, 3]
         settings: A mapping or ConfigDict with some of the fields of `refine.DEFAULTS`; None for the paper's.
         num_classes: K; None: the classifier's.
+        variables: With a function that is called as function(variables, images): nested dicts of arrays. A function
+            that has its weights in itself needs none, but is compiled with them as constants, which takes longer.
         seed: For everything that is drawn.
 
     Returns:
         `defended(images float [0, 1])` gives probabilities [N, K]; see `refine.Defended`.
 
     Raises:
-        SettingError: A setting is unknown or impossible.
+        SettingError: A setting is unknown or impossible, or the function is no such classifier.
     """
     images = np.asarray(images)
     chex.assert_shape(images, (None, None, None, 3))
     chex.assert_type(images, np.uint8)
     settings = refine.complete(settings)
     refine.check("defense", settings, len(images), images.shape[1:3])
-    defended, _ = refine.fit(classifier, images, settings, seed, num_classes or classifier.num_classes)
+    victim: Any = classifier
+    if not isinstance(classifier, Classifier):
+        height, width = images.shape[1:3]
+        victim = function_classifier.wrap(classifier, (height, width), num_classes, variables)
+    elif variables is not None:
+        raise SettingError("variables", "given", "nothing with a Classifier, which has its own")
+    defended, _ = refine.fit(victim, images, settings, seed, num_classes or victim.num_classes)
     return defended

@@ -70,6 +70,59 @@ def test_streamed_or_rematerialized_it_comes_to_the_same(classifier, images):
     chex.assert_trees_all_close(fit(remat=True), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_function_is_defended_as_the_same_network_is(classifier, images):
+    def predict(images):
+        return classifier(images)
+
+    expected = defend(classifier, images, SMALL)
+    defended = defend(predict, images, SMALL, num_classes=K)
+    chex.assert_trees_all_close(defended.unet_variables, expected.unet_variables, rtol=1e-5)
+    chex.assert_trees_all_equal(defended.permutation, expected.permutation)
+    inputs = images / np.float32(255)
+    np.testing.assert_allclose(defended(inputs), expected(inputs), rtol=1e-4)
+
+    with_weights = defend(
+        lambda variables, images: classifier.network.apply(variables, classifier.preprocess(images)),
+        images,
+        SMALL,
+        variables=classifier.variables,
+    )
+    chex.assert_trees_all_close(with_weights.unet_variables, expected.unet_variables, rtol=1e-5)
+    assert len(jax.tree.leaves(with_weights.classifier)) == len(jax.tree.leaves(classifier))
+
+
+def to_numpy(images):
+    return np.asarray(images).sum(axis=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda images: images.mean(), "of 2 images this one makes"),
+        (lambda images: images.mean((1, 2)).argmax(1), "of 2 images this one makes"),
+        (lambda images: {"logits": images.mean((1, 2))}, "of 2 images this one makes"),
+        (to_numpy, "to_numpy.*this one raises TracerArrayConversionError"),
+        (lambda images: images.reshape(2, 5), "this one raises TypeError"),
+        (lambda images: jax.nn.one_hot(images.mean((1, 2)).argmax(1), 3), "a gradient comes that is finite and not 0"),
+        (lambda images: images.mean((1, 2)) / 0, "a gradient comes that is finite and not 0"),
+    ],
+)
+def test_a_function_that_is_no_classifier_is_refused_before_any_training(function, message, images, fitted):
+    with pytest.raises(SettingError, match=message):
+        defend(function, images, SMALL)
+    assert fitted == []
+
+
+def test_the_number_of_a_functions_classes_is_seen_and_another_is_refused(images, fitted):
+    def predict(images):
+        return images.mean((1, 2))
+
+    defend(predict, images, SMALL)
+    assert fitted[0][4] == 3
+    with pytest.raises(SettingError, match="num_classes = 4: allowed: 3"):
+        defend(predict, images, SMALL, num_classes=4)
+
+
 @pytest.fixture
 def fitted(monkeypatch):
     """What REFINE is asked to fit, instead of fitting it."""
