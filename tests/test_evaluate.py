@@ -1,0 +1,110 @@
+"""python -m refine_jax.evaluate: the figures of a run again, and on other images and triggers."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refine_jax import evaluate, pipeline
+from refine_jax.attacks import kept
+from refine_jax.errors import DataError, SettingError, WorkdirError
+from tests.test_pipeline import EXPORT_DEFENSES, SIDE, config, tiny  # noqa: F401 - a fixture for every test
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("run") / "work"
+
+
+@pytest.fixture
+def done(folder, monkeypatch):
+    """A whole run with its export, made once."""
+    monkeypatch.setattr(pipeline, "export_defenses", EXPORT_DEFENSES)
+    return pipeline.run(config(), str(folder))
+
+
+def measure(*arguments):
+    return evaluate.main([str(argument) for argument in arguments])
+
+
+def test_an_exports_figures_are_those_of_its_run(done, folder, tiny, tmp_path):  # noqa: F811
+    output, images = tmp_path / "figures.json", tmp_path / "images.npz"
+    wanted = {name: done["defenses"]["refine"][name] for name in ("ba", "asr", "asr_all", "mapped_asr", "ra", "der")}
+    for data in ((), ("--data=made",)):
+        arguments = (f"--export={folder / 'export'}", f"--attack={folder / 'attack'}", *data)
+        results = measure(*arguments, f"--output={output}", f"--images={images}")
+        assert results["no_defense"] == done["no_defense"]
+        assert wanted.items() <= results["defenses"]["refine"].items()
+        assert results["attack"]["name"] == "badnets"
+        assert json.loads(output.read_text()) == results
+    written = np.load(images)
+    np.testing.assert_array_equal(written["images"], tiny.test.images)
+    np.testing.assert_array_equal(written["labels"], tiny.test.labels)
+    np.testing.assert_array_equal(written["triggered"], kept.load(folder / "attack").attack.trigger(tiny.test.images))
+    assert written["target"] == 0
+
+
+def test_a_victim_alone(done, folder):
+    results = measure(f"--victim={folder}", f"--attack={folder / 'attack'}")
+    assert results["no_defense"] == done["no_defense"]
+    assert results["defenses"] == {}
+
+
+def test_an_attack_by_name_with_an_option(done, folder):
+    shown = {}
+    for option in ((), ("--option=weight=0.02",)):
+        results = measure(f"--victim={folder}", "--attack=badnets", "--target=0", *option)
+        shown[option] = results["no_defense"]["counts"]["asr"]
+    assert shown[()] == done["no_defense"]["counts"]["asr"]  # the white patch, the run's too
+    assert shown[()] > shown["--option=weight=0.02",]  # can hardly be seen
+
+
+def write(place, images, folders):
+    for i, (image, name) in enumerate(zip(images, folders, strict=True)):
+        (place / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / name / f"{i}.png")
+
+
+def test_folders_of_pictures(done, folder, tiny, tmp_path):  # noqa: F811
+    test = tiny.test
+    triggered = kept.load(folder / "attack").attack.trigger(test.images)
+    write(tmp_path / "clean", test.images, ["abcd"[label] for label in test.labels])
+    write(tmp_path / "triggered", triggered, [str(label) for label in test.labels])
+    write(tmp_path / "flat", test.images, ["."] * len(test))
+    export = f"--export={folder / 'export'}"
+    results = measure(export, f"--data={tmp_path / 'clean'}", f"--triggered={tmp_path / 'triggered'}", "--target=0")
+    assert results["no_defense"] == done["no_defense"]
+    assert results["defenses"]["refine"]["counts"] == done["defenses"]["refine"]["counts"]
+    results = measure(export, f"--data={tmp_path / 'flat'}", f"--triggered={tmp_path / 'triggered'}", "--target=0")
+    assert results["defenses"]["refine"]["ba"] is None
+    assert results["defenses"]["refine"]["asr"] == done["defenses"]["refine"]["asr"]
+
+
+def test_what_cannot_be_is_refused_in_a_sentence(done, folder, tmp_path):
+    export = f"--export={folder / 'export'}"
+    write(tmp_path / "named", np.zeros((2, SIDE, SIDE, 3), np.uint8), ["a", "cc"])
+    write(tmp_path / "numbered", np.zeros((2, SIDE, SIDE, 3), np.uint8), ["0", "7"])
+    (tmp_path / "empty").mkdir()
+    for arguments, kind, message in (
+        ((f"--export={tmp_path}",), DataError, "holds no export"),
+        ((f"--victim={tmp_path}",), WorkdirError, "is no working directory with a victim"),
+        ((export, "--data=mede"), SettingError, "--data = 'mede': allowed: .*did you mean 'made'"),
+        ((export, f"--data={tmp_path / 'named'}"), SettingError, "folder of --data = 'cc': allowed: a, b, c, d"),
+        ((export, f"--data={tmp_path / 'numbered'}"), DataError, "--data has the class 7, and the classifier knows 4"),
+        ((export, f"--data={tmp_path / 'empty'}"), DataError, "holds no picture"),
+        ((export, "--attack=badnet"), SettingError, "did you mean 'badnets'"),
+        ((export, "--attack=badnets", "--option=weight"), SettingError, "--option = 'weight': allowed: NAME=VALUE"),
+        ((export, "--attack=badnets", "--option=wait=1"), SettingError, "did you mean 'weight'"),
+        ((export, "--attack=badnets", "--target=4"), SettingError, "target = 4: allowed: a class, 0 to 3"),
+        ((export, "--target=1"), SettingError, "--attack = None"),
+        ((export, f"--attack={folder / 'attack'}", "--target=1"), SettingError, "those kept in it"),
+    ):  # fmt: skip
+        with pytest.raises(kind, match=message):
+            measure(*arguments)
+
+
+def test_unknown_flags_end_with_the_usage(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        measure("--export=x", "--attak=badnets")
+    assert "unrecognized arguments: --attak=badnets" in capsys.readouterr().err
