@@ -44,10 +44,15 @@ def load(directory: pathlib.Path) -> tuple[Callable[[np.ndarray], np.ndarray], d
         return data
 
     weights = jax.device_put(read_safetensors(read(manifest["programs"]["weights"])))
-    programs = {
-        dtype: jax.jit(jax.export.deserialize(bytearray(read(name))).call)
-        for dtype, name in manifest["programs"]["files"].items()
-    }
+    programs = {}
+    for dtype, name in manifest["programs"]["files"].items():
+        try:
+            program = jax.export.deserialize(bytearray(read(name)))
+            program.mlir_module()  # parses it
+        except Exception as error:  # of which kind depends on the version
+            made_by = manifest["environment"]["jax"]
+            sys.exit(f"error: {name} was written by JAX {made_by} and is not read by {jax.__version__}: {error}")
+        programs[dtype] = jax.jit(program.call)
     shape = (manifest["images"]["height"], manifest["images"]["width"], 3)
 
     def predict(images: np.ndarray) -> np.ndarray:

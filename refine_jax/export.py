@@ -107,6 +107,7 @@ def load(directory: str | os.PathLike) -> "Exported":
     for dtype, name in PROGRAMS.items():
         try:
             programs[dtype] = jax_export.deserialize(bytearray(data[name]))
+            programs[dtype].mlir_module()  # parses it: a newer version is told only then
         except Exception as error:  # of which kind depends on the version
             made_by = manifest.get("environment", {}).get("jax")
             raise DataError(
