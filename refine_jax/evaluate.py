@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     Raises:
         RefineError: Something that the user can mend.
     """
-    given = _parser().parse_args(argv)
+    given = parser().parse_args(argv)
     if given.export:
         exported, described = export.load(given.export), given.export
         manifest, permutation = exported.manifest, exported.permutation
@@ -83,18 +83,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return results
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Returns what reads the command line."""
+    command_line = argparse.ArgumentParser(
         "python -m refine_jax.evaluate", description="Measures an export, or the victim of a run alone.",
         allow_abbrev=False,
     )  # fmt: skip
-    add = parser.add_argument
-    which = parser.add_mutually_exclusive_group(required=True)
+    add = command_line.add_argument
+    which = command_line.add_mutually_exclusive_group(required=True)
     which.add_argument("--export", type=pathlib.Path, help="export/ of a run, or what export.save wrote")
     which.add_argument("--victim", type=pathlib.Path, help="a working directory, whose victim is measured alone")
     add("--data", help="a data set's name, for its test images, or a folder of pictures; else that of the run")
     add("--data_dir", help="where the data set's files lie")
-    shown = parser.add_mutually_exclusive_group()
+    shown = command_line.add_mutually_exclusive_group()
     shown.add_argument("--attack", help="an attack's name, or attack/ of a run, for the trigger drawn there")
     shown.add_argument("--triggered", type=pathlib.Path, help="a folder of triggered pictures, in class folders")
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="of the attack; may be given again")
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="that the attack's trigger is drawn from")
     add("--output", type=pathlib.Path, help="JSON file to write the figures to")
     add("--images", type=pathlib.Path, help=".npz file to write the images to, for examples/evaluate_exported.py")
-    return parser
+    return command_line
 
 
 def _load_victim(directory: pathlib.Path) -> tuple[Classifier, dict[str, Any], list[str] | None, tuple[int, int]]:

@@ -137,6 +137,8 @@ def restore(directory: str | os.PathLike) -> Defended:
     directory = pathlib.Path(directory).expanduser().absolute()
     manifest = artifacts.read_manifest(directory, SCHEMA)
     artifacts.check(directory, manifest, VARIABLES)
+    if not isinstance(manifest.get("classifier"), dict) or "name" not in manifest["classifier"]:
+        raise DataError(f"{directory}: its classifier was a function, whose code is in the programs alone: use load")
     with ocp.StandardCheckpointer() as checkpointer:
         variables = jax.tree.map(jnp.asarray, checkpointer.restore(directory / VARIABLES))
     try:

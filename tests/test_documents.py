@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import importlib.util
 import inspect
 import operator
 import pathlib
@@ -15,7 +16,7 @@ from ml_collections import config_flags
 
 import launch
 import refine_jax
-from refine_jax import attacks, settings
+from refine_jax import attacks, evaluate, settings
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -83,6 +84,7 @@ def test_the_readme_leads_to_every_page():
 def test_flags_are_those_of_launch(name):
     known = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(launch)}
     assert {"config", "workdir"} <= known
+    known |= set(re.findall(r"--(\w+)", evaluate.parser().format_help()))
     # Commands of other programs have flags of their own.
     text = re.sub(r"(python -m|pip|python fuzz/|python examples/).*", "", PAGES[name])
     assert set(re.findall(r"(?<![\w-])--([a-z]\w*)", text)) <= known
@@ -111,7 +113,10 @@ def test_settings_of_a_command_line_are_possible(command, monkeypatch):
 
 @each_page
 def test_dotted_names_resolve(name):
-    for dotted in re.findall(r"\b(?:rj|refine_jax)(?:\.[A-Za-z_]\w*)+", PAGES[name]):
+    for module in re.findall(r"python -m (refine_jax\.\w+)", PAGES[name]):
+        assert importlib.util.find_spec(module)
+    text = re.sub(r"python -m \S+", "", PAGES[name])
+    for dotted in re.findall(r"\b(?:rj|refine_jax)(?:\.[A-Za-z_]\w*)+", text):
         resolve(dotted)
 
 

@@ -1,5 +1,6 @@
 """Exports: what comes back, what is refused, and that nothing half-written is taken for whole."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refine_jax import artifacts, export
+from refine_jax import artifacts, export, function_classifier
 from refine_jax.attacks import batches
 from refine_jax.errors import DataError, SettingError, WorkdirError
 from refine_jax.interop import torch_file, torch_weights
@@ -237,3 +238,15 @@ def test_an_earlier_export_is_replaced_and_nothing_else_is(tmp_path):
 def test_class_names_are_as_many_as_classes(defended, tmp_path):
     with pytest.raises(SettingError, match=r"class_names = \['a', 'b', 'c'\]: allowed: 4 names"):
         export.save(defended, tmp_path / "export", class_names="abc")
+
+
+def test_a_function_of_the_users_own_goes_into_the_programs(defended, tmp_path):
+    def function(images):
+        return images.mean(axis=(1, 2)) @ jnp.array([[1.0, 2, 3, 4], [4, 3, 2, 1], [0, 9, 0, 9]])
+
+    behind = dataclasses.replace(defended, classifier=function_classifier.wrap(function, (SIDE, SIDE)))
+    export.save(behind, tmp_path / "export")
+    images = picture(3)
+    np.testing.assert_allclose(export.load(tmp_path / "export")(images), expected(behind, images), atol=1e-6)
+    with pytest.raises(DataError, match="was a function, whose code is in the programs alone: use load"):
+        export.restore(tmp_path / "export")
