@@ -64,7 +64,8 @@ def victim_case(network: str, size: int, *, remat: bool, width: int | None) -> C
 def refine_case(network: str, size: int, *, remat: bool, width: int | None) -> Case:
     """One step of the U-Net's training, with what it begins with."""
     module = networks.build(network, K, **_options(width))
-    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    init = jax.jit(module.init, compiler_options={"xla_backend_optimization_level": 0})
+    variables = init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
     classifier = Classifier(network, variables, K, MEAN, STD, options=_options(width))
     settings = refine.complete({})
     unet = UNet(width=width or UNET_WIDTH, remat=remat)
