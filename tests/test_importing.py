@@ -188,6 +188,21 @@ def test_of_backdoorbench_network_preprocessing_accuracy_and_triggered_images_ar
     np.testing.assert_array_equal(shown.labels, 1 + numbers % 4)
 
 
+def test_an_imported_network_answers_as_it_does_in_pytorch(tmp_path):
+    from tests import torch_resnets
+
+    network = torch_resnets.TorchvisionResNet18(width=4, num_classes=5)
+    weights = {key: torch_resnets.torch.from_numpy(value) for key, value in state_dict("imagenet_resnet18").items()}
+    network.load_state_dict(weights)
+    imported = read(write_backdoorbench(tmp_path), name="imagenet_resnet18", **OPEN)
+    images = triggered.beside_checkpoint(imported.triggered, dataset()).images
+    with torch_resnets.torch.no_grad():
+        expected = network.eval()(torch_resnets.tensors(images, (0.0,) * 3, (1.0,) * 3)).numpy()
+    found = jax.jit(lambda classifier, images: classifier(images))(imported.classifier, images / np.float32(255))
+    assert np.ptp(expected) > 1
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("how", "remark"),
     [
