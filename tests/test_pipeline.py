@@ -18,6 +18,7 @@ from refine_jax.datasets import registry as datasets
 from refine_jax.datasets.images import NO_LABEL, Dataset, Split
 from refine_jax.errors import RefineError, SettingError, StorageError, WorkdirError
 from refine_jax.networks import registry as networks
+from refine_jax.report.tables import text_table
 
 K, SIDE = 4, 16
 
@@ -253,6 +254,36 @@ def test_a_victim_is_not_trained_without_labels(tiny, tmp_path, monkeypatch, unl
     with pytest.raises(SettingError, match=r"dataset.name = 'made': allowed: images with labels"):
         pipeline.run(config(), str(tmp_path))
     assert not (tmp_path / "victim").exists()
+
+
+def test_a_victim_of_another_run_is_imported_and_measured_by_what_is_known(done, folder, tiny, tmp_path, monkeypatch):
+    stages = ["victim", "defend", "evaluate"]
+    imported = config(victim__checkpoint=str(folder))
+    results = pipeline.run(imported, str(tmp_path / "labeled"), stages)
+    assert results["hashes"]["victim"] == done["hashes"]["victim"]
+    assert results["no_defense"] == done["no_defense"]  # the same weights, preprocessing, trigger and images
+    assert results["victim"]["imported"]["format"] == "refine-jax"
+    assert not (tmp_path / "labeled" / "attack").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.import_stage, "keep", None)
+        assert pipeline.run(imported, str(tmp_path / "labeled"), stages) == results
+
+    # Neither labels nor a trigger.
+    bare = {
+        name: Split(split.images, np.full_like(split.labels, NO_LABEL))
+        for name, split in vars(tiny).items()
+        if name in ("train", "test")
+    }
+    unlabeled = dataclasses.replace(tiny, **bare, class_names=(), sha256="c" * 64)
+    monkeypatch.setitem(datasets.DATASETS, "made", lambda **_: unlabeled)
+    imported.attack.name = "none"
+    results = pipeline.run(imported, str(tmp_path / "unlabeled"), stages)
+    assert set(results["no_defense"]["counts"].values()) == {None}
+    refine = results["defenses"]["refine"]
+    assert [name for name, count in refine["counts"].items() if count] == ["agreement"]
+    assert refine["counts"]["agreement"][1] == len(tiny.test)
+    assert refine["agreement"] == refine["counts"]["agreement"][0] / len(tiny.test)
+    assert f"{100 * refine['agreement']:.2f}" in text_table(results)
 
 
 def test_stages_one_by_one(done, tmp_path):

@@ -70,7 +70,7 @@ class TorchvisionResNet18(ResNet18):
 
 def tensors(images, mean, std):
     """uint8 NHWC to what a network is trained on."""
-    scaled = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+    scaled = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255
     return (scaled - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
 
 
