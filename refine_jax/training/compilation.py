@@ -1,7 +1,10 @@
-"""jax.jit with the compiler options that a backend needs to be fast, where its version knows them."""
+"""jax.jit with the compiler options that a backend needs to be fast, and where compiled programs are kept."""
 
 import functools
 import logging
+import pathlib
+import platform
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -36,3 +39,32 @@ def compiler_options(backend: str) -> dict[str, str] | None:
         logging.getLogger(__name__).info("compiler options %s are not known here: %s", options, error)
         return None
     return options
+
+
+def keep_compiled(folder: pathlib.Path) -> None:
+    """Has JAX keep what it compiles, so that a second start of the same run compiles nothing.
+
+    Where the user has named a folder (JAX_COMPILATION_CACHE_DIR) or turned the cache off
+    (JAX_ENABLE_COMPILATION_CACHE), that stays as it is.
+
+    Args:
+        folder: In the user's cache; made when something is written.
+    """
+    given: Any = jax.config
+    if given.jax_compilation_cache_dir or not given.jax_enable_compilation_cache:
+        return
+    # A program for one CPU may not run on another, and machines may share the user's folder.
+    jax.config.update("jax_compilation_cache_dir", str(folder / _processor()))
+    # Small programs too: there are many of them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _processor() -> str:
+    """A name for the kind of CPU, of what the system says that it can do."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    abilities = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    return f"{platform.machine()}-{zlib.crc32(' '.join(sorted(abilities)).encode()):08x}"

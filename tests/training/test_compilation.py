@@ -1,4 +1,9 @@
+import json
 import logging
+import os
+import pathlib
+import subprocess
+import sys
 
 import chex
 import jax
@@ -7,6 +12,8 @@ import numpy as np
 import pytest
 
 from refine_jax.training import compilation
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +61,44 @@ def test_a_compiled_function_computes_the_same_and_may_donate():
     compiled = compilation.compile_training(step, donate_argnums=0)
     chex.assert_trees_all_close(compiled(state, images), expected, rtol=1e-4, atol=1e-5)
     assert state.is_deleted()
+
+
+def start(folder, **environment):
+    """Runs tests/training/compile_and_count.py in a process of its own."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.compile_and_count", str(folder)],
+        cwd=ROOT,
+        env={**inherited, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def test_a_second_start_compiles_nothing_and_says_nothing(tmp_path):
+    first, _ = start(tmp_path)
+    assert first["cache_misses"] == first["compile_requests_use_cache"] > 2
+    assert pathlib.Path(first["folder"]).parent == tmp_path
+    second, said = start(tmp_path)
+    assert second["cache_misses"] == 0
+    assert second["cache_hits"] == second["compile_requests_use_cache"] == first["compile_requests_use_cache"]
+    assert second["sum"] == first["sum"]
+    assert said == ""
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("jax_compilation_cache_dir", "own"), ("jax_enable_compilation_cache", False)]
+)
+def test_what_the_user_has_said_of_the_cache_stays(tmp_path, setting, value):
+    names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        jax.config.update(setting, value)
+        said = {name: getattr(jax.config, name) for name in names}
+        compilation.keep_compiled(tmp_path)
+        assert {name: getattr(jax.config, name) for name in names} == said
+    finally:
+        for name, was in before.items():
+            jax.config.update(name, was)
