@@ -5,6 +5,7 @@
 import os
 import signal
 import sys
+import traceback
 
 STATUS_ERROR, STATUS_STORAGE, STATUS_INTERRUPTED = 2, 74, 75
 
@@ -21,14 +22,18 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import errno
 import logging
+from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from refine_jax import command_line, pipeline
+from refine_jax.datasets import cache
 from refine_jax.errors import RefineError, SettingError, StorageError
 from refine_jax.report.tables import text_table
+from refine_jax.training import processes
+from refine_jax.training.compilation import keep_compiled
 from refine_jax.training.interruption import Interrupted, ended_by_signals
 
 # What a file system may answer to somebody who writes, through no fault of the program.
@@ -39,6 +44,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Working directory; an earlier run in it is gone on with.")
 _STAGES = flags.DEFINE_list("stages", list(pipeline.STAGES), "Stages to run, of those in the default.")
+_KEEP_COMPILED = flags.DEFINE_bool("keep_compiled", True, "Keep compiled programs in the user's cache folder.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where there are several.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are; SLURM and Open MPI say it.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete what other settings have left in the working directory.")
 
 
@@ -54,7 +63,15 @@ def main(argv: list[str]) -> None:
         raise RefineError(f"{argv[1]!r} belongs to no flag: flags are written --name=value")
     if not _STAGES.value:
         raise SettingError("stages", "", f"some of {', '.join(pipeline.STAGES)}, with commas between them")
-    results = pipeline.run(_CONFIG.value, _WORKDIR.value, _STAGES.value, overwrite=_OVERWRITE.value)
+    processes.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if _KEEP_COMPILED.value:
+        keep_compiled(cache.directory() / "compiled")
+    stages = _STAGES.value
+    if not processes.is_first():  # it is needed where all work together, and says nothing
+        stages = [stage for stage in stages if stage in pipeline.TRAININGS]
+        logging.getLogger("refine_jax").setLevel(logging.WARNING)
+    with processes.own_workdir(_WORKDIR.value) as workdir:
+        results = pipeline.run(_CONFIG.value, workdir, stages, overwrite=_OVERWRITE.value)
     if results:
         print(text_table(results))
 
@@ -67,16 +84,22 @@ def run() -> None:
     except Interrupted as stopped:
         sys.exit(_say(stopped, STATUS_INTERRUPTED))
     except KeyboardInterrupt:
-        sys.exit(_say("stopped; stages that are done stay done, and the same command goes on", STATUS_INTERRUPTED))
+        _leave(_say("stopped; stages that are done stay done, and the same command goes on", STATUS_INTERRUPTED))
     except StorageError as error:
-        sys.exit(_say(f"error: {error}", STATUS_STORAGE))
+        _leave(_say(f"error: {error}", STATUS_STORAGE))
     except RefineError as error:
-        sys.exit(_say(f"error: {error}", STATUS_ERROR))
-    except OSError as error:
-        if error.errno not in _REFUSALS:
-            raise
+        _leave(_say(f"error: {error}", STATUS_ERROR))
+    except Exception as error:
+        if not isinstance(error, OSError) or error.errno not in _REFUSALS:
+            traceback.print_exc()
+            _leave(1)
         file = error.filename or _WORKDIR.value
-        sys.exit(_say(f"error: {file}: {error.strerror}; what was saved before is whole", STATUS_STORAGE))
+        _leave(_say(f"error: {file}: {error.strerror}; what was saved before is whole", STATUS_STORAGE))
+
+
+def _leave(status: int) -> NoReturn:
+    processes.leave_at_once(status)
+    sys.exit(status)
 
 
 def _say(message: object, status: int) -> int:

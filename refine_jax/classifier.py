@@ -84,6 +84,10 @@ class Classifier:
         """The linen module that the variables belong to."""
         return networks.build(self.name, self.num_classes, **dict(self.options))
 
+    def computing_in(self, dtype: str) -> "Classifier":
+        """Returns the classifier with a network that computes in another type, 'bfloat16'; logits stay in float32."""
+        return self._with_option("dtype", dtype)
+
     def preprocess(self, images: jax.Array) -> jax.Array:
         """Turns images in [0, 1], RGB, into what the network takes.  [N, H, W, 3] -> [N, h, w, 3]"""
         chex.assert_rank(images, 4)
@@ -104,7 +108,10 @@ class Classifier:
         """Returns the same classifier, whose gradient takes less memory and more time, where its network can that."""
         if "remat" not in networks.options(self.name):
             return self
-        options = {**dict(self.options), "remat": True}
+        return self._with_option("remat", True)
+
+    def _with_option(self, name: str, value: Any) -> "Classifier":
+        options = {**dict(self.options), name: value}
         given = (self.name, self.variables, self.num_classes, self.mean, self.std)
         return Classifier(*given, channels=self.channels, input_size=self.input_size, options=options)
 

@@ -11,6 +11,8 @@ from absl import flags
 from refine_jax import settings
 from refine_jax.errors import RefineError, SettingError, did_you_mean
 
+# Flags that need no value.
+_SWITCHES = ("overwrite", "keep_compiled")
 _PARSERS: dict[type, flags.ArgumentParser] = {
     int: flags.IntegerParser(),
     float: flags.FloatParser(),
@@ -34,7 +36,7 @@ def parse(argv: Sequence[str]) -> list[str]:
     for name, value in _given(argv[1:]):
         if name == "config":
             path = _check_file(value)
-        elif name == "overwrite":
+        elif name in _SWITCHES:
             _check_text(name, value, bool)
         elif name.startswith(("config.", "noconfig.")):
             field = name.partition(".")[2]
@@ -61,7 +63,7 @@ def _given(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if argument.startswith("-"):
             name, equals, value = argument.lstrip("-").partition("=")
-            yield name, value if equals or name.startswith(("no", "overwrite")) else following
+            yield name, value if equals or name.startswith(("no", *_SWITCHES)) else following
 
 
 def _check_file(value: str) -> str:

@@ -49,7 +49,7 @@ class Run:
     @property
     def execution(self) -> Execution:
         """How trainings are run."""
-        return Execution.of(self.settings["run"])
+        return Execution.of(self.settings)
 
 
 @contextlib.contextmanager
@@ -134,8 +134,14 @@ def describe_victim(
         images["sha256"] = dataset.sha256
     if imported is None:
         trained = {name: value for name, value in settings["victim"].items() if name != "workdir"}
-        return {"seed": settings["seed"], "dataset": images, "attack": settings["attack"], "victim": trained}
+        general = {"seed": settings["seed"], **_describe_precision(settings)}
+        return {**general, "dataset": images, "attack": settings["attack"], "victim": trained}
     return {"seed": settings["seed"], "dataset": images, **import_stage.identity(settings, imported, shown)}
+
+
+def _describe_precision(settings: Mapping[str, Any]) -> dict[str, str]:
+    # Stages of float32 do not say so: they are what they were before there was a choice.
+    return {} if settings["precision"] == "float32" else {"precision": settings["precision"]}
 
 
 def open_records(
@@ -155,8 +161,9 @@ def open_records(
     borrowed = settings["victim"]["workdir"]
     record = Record(Workdir(borrowed).victim if borrowed else work.victim, made_from)
     if borrowed:
-        # The seed of this run is the defense's: many may share one victim.
+        # Seed and precision of this run are the defense's: many may share one victim.
         record.adopt("seed")
+        record.adopt("precision")
         record.admit("victim", overwrite=False)
         if record.outcome is None:
             raise SettingError("victim.workdir", borrowed, "the working directory of a run whose victim is trained")
@@ -166,7 +173,8 @@ def open_records(
     section = {name: value for name, value in settings["defense"].items() if name != "names"}
     defenses = {}
     for name in settings["defense"]["names"]:
-        made_from = {"seed": settings["seed"], "defense": section, "victim_stage": record.settings}
+        general = {"seed": settings["seed"], **_describe_precision(settings)}
+        made_from = {**general, "defense": section, "victim_stage": record.settings}
         defenses[name] = Record(work.defense(name), made_from)
         if defenses[name].admit(f"defend ({name})", overwrite=overwrite):
             work.clear_outcomes()

@@ -34,6 +34,7 @@ from refine_jax.workdir import SCHEMA, Record
 
 logger = logging.getLogger(__name__)
 
+TRAININGS = ("victim", "defend")
 STAGES = ("victim", "defend", "evaluate", "export")
 
 

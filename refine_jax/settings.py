@@ -19,7 +19,7 @@ from refine_jax.defenses.registry import DEFENSES
 from refine_jax.errors import RefineError, SettingError, choose, did_you_mean
 from refine_jax.keys import LARGEST_SEED
 from refine_jax.training import optimizer
-from refine_jax.training.parallel import Execution
+from refine_jax.training.parallel import PRECISIONS, Execution, default_precision
 
 # Rates at which the networks' reference implementations are trained; 0.1 where nothing stands.
 _LEARNING_RATES = {"vgg16": 0.01, "vit": 0.001}
@@ -47,6 +47,7 @@ def default() -> ml_collections.ConfigDict:
     return _config_dict(
         {
             "seed": 0,
+            "precision": str,  # open: bfloat16 on a GPU, float32 on a CPU
             "dataset": {
                 "name": "cifar10",
                 "data_dir": str,  # open: where TFDS keeps its data
@@ -101,6 +102,7 @@ def default() -> ml_collections.ConfigDict:
                 "feed": str,  # where training images are, 'device' or 'host'; open: by their size
                 "workers": 0,  # processes that decode streamed images; 0: threads
                 "remat": False,  # whether networks take less memory and more time for gradients
+                "steps_per_call": int,  # open: 10 on a GPU, 1 on a CPU
             },
         }
     )
@@ -127,6 +129,9 @@ def complete(config: ml_collections.ConfigDict) -> dict[str, Any]:
     missing = [field for field in _types() if field not in given]
     if missing:
         raise RefineError(f"the configuration has no {missing[0]}: a get_config() begins with settings.default()")
+    if settings["precision"] is None:
+        settings["precision"] = default_precision()
+    choose("precision", settings["precision"], PRECISIONS)
     settings["dataset"] = _complete_dataset(settings["dataset"])
     settings["attack"], settings["victim"] = _complete_victim(settings["attack"], settings["victim"])
     names = settings["defense"].pop("names")
@@ -197,6 +202,12 @@ def _check_values(settings: Mapping[str, Any]) -> None:
         ("run.keep_checkpoints", run["keep_checkpoints"], run["keep_checkpoints"] >= 1, "1 or more"),
         ("run.devices", run["devices"], run["devices"] is None or run["devices"] >= 1, "1 or more"),
         ("run.workers", run["workers"], run["workers"] >= 0, "0 or more"),
+        (
+            "run.steps_per_call",
+            run["steps_per_call"],
+            run["steps_per_call"] is None or run["steps_per_call"] >= 1,
+            "1 or more",
+        ),
     ):
         if not fine:
             raise SettingError(field, value, allowed)
@@ -241,7 +252,7 @@ def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
         raise SettingError("victim.batch_size", victim["batch_size"], f"at most the {count} training images")
     for name in settings["defense"]["names"]:
         DEFENSES[name].check("defense", settings["defense"], count, dataset.image_size)
-    execution = Execution.of(settings["run"])
+    execution = Execution.of(settings)
     for section in ("defense",) if imported else ("victim", "defense"):
         execution.check_batch(f"{section}.batch_size", settings[section]["batch_size"])
 

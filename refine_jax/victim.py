@@ -105,6 +105,7 @@ def _train(stage, dataset, poisoned, augment, settings, seed, journal, execution
         "std": jnp.asarray(dataset.std),
         "key": named_key(seed, f"{stage}/augmentation"),
     }
+    network = execution.computing(network)
     step = Step(lambda axis_name: train_step(mapped.on_axis(network, axis_name), tx, augment, axis_name), execution)
     return loop.fit(stage, step, state, data, feed, schedule, journal)
 

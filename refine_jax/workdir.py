@@ -110,7 +110,8 @@ class Record:
     def adopt(self, field: str) -> None:
         """Takes one of the settings from the record itself, so that it makes no difference."""
         if self._kept:
-            self.settings = {**self.settings, field: self._kept["settings"][field]}
+            kept, own = self._kept["settings"], {k: v for k, v in self.settings.items() if k != field}
+            self.settings = own | ({field: kept[field]} if field in kept else {})
 
     def admit(self, stage: str, *, overwrite: bool) -> bool:
         """Refuses to go on where other settings have left something.

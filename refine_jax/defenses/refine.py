@@ -337,14 +337,17 @@ def fit(
     schedule = optimizer.create_schedule(settings, feed.steps_per_epoch)
     tx = optimizer.create_optimizer(settings, schedule)
     state = create_train_state(unet, tx, named_key(seed, "refine/weights"), images.shape[1:3])
+    frozen = classifier.rematerialized() if execution.remat else classifier
+    if execution.precision != "float32":
+        frozen = frozen.computing_in(execution.precision)
     data: dict[str, Any] = {
         **on_device,
-        "classifier": classifier.rematerialized() if execution.remat else classifier,
+        "classifier": frozen,
         "permutation": derangement(named_key(seed, "refine/mapping"), num_classes),
         "key": named_key(seed, "refine/augmentation"),
     }
     wanted = Objective.of(settings)
-    trained = unet.clone(remat=execution.remat)
+    trained = execution.computing(unet.clone(remat=execution.remat))
     step = Step(lambda axis_name: train_step(mapped.on_axis(trained, axis_name), tx, wanted, axis_name), execution)
     kept = {"permutation": data["permutation"]}
     outcome = loop.fit("refine", step, state, data, feed, schedule, journal, kept)

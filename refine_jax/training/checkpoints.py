@@ -46,9 +46,10 @@ class Checkpoints:
         self._failed = False
         # What a killed run was writing is swept away; a warning would come of it otherwise.
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_NewestAndBest(keep, self._losses), create=True, cleanup_tmp_directories=True
+            preservation_policy=_NewestAndBest(keep, self._losses), cleanup_tmp_directories=True, **_alone()
         )
         with self._storing():
+            self.directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         self._losses |= {step: self._read_loss(step) for step in self._manager.all_steps()}
 
@@ -196,7 +197,7 @@ def read(directory: pathlib.Path) -> tuple[Any, dict[str, Any]]:
     if not directory.is_dir():
         raise WorkdirError(f"{directory} holds no checkpoint")
     with contextlib.closing(
-        ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(create=False))
+        ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(**_alone()))
     ) as manager:
         try:
             return _read(manager, directory, None)
@@ -205,6 +206,18 @@ def read(directory: pathlib.Path) -> tuple[Any, dict[str, Any]]:
                 f"{error}: delete it, and the stage that has written it goes on from the one before; or delete "
                 f"{directory.parent} to train again"
             ) from error
+
+
+def _alone() -> dict[str, Any]:
+    """Options with which a process reads and writes by itself, however many there are (`training/processes.py`)."""
+    if jax.process_count() == 1:
+        return {"create": False}
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+    # In the background, Orbax tells the other processes how far it is, and mistakes theirs for its own.
+    return {"create": False, "multiprocessing_options": options, "enable_async_checkpointing": False}
 
 
 class _NewestAndBest(checkpoint_managers.PreservationPolicy):

@@ -56,6 +56,7 @@ class Writer:
         metrics: Likewise.
         kept: Arrays that are kept in every checkpoint beside the state.
         seconds: Spent training by earlier runs.
+        step: Steps done by them.
     """
 
     def __init__(
@@ -65,16 +66,17 @@ class Writer:
         metrics: MetricsLog,
         kept: Mapping[str, Any],
         seconds: float,
+        step: int,
     ):
         self.log_every, self.seconds = journal.log_every, seconds
         self._journal, self._checkpoints, self._metrics, self._kept = journal, checkpoints, metrics, kept
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), step
         self._losses: list[float] = []  # of the steps since the last checkpoint
 
     def is_due(self, step: int) -> bool:
         """Returns whether it is time for a checkpoint after so many steps."""
         every = self._journal.checkpoint_steps
-        if every and step % every == 0:
+        if every and step // every > self._saved_step // every:
             return True
         return time.monotonic() - self._saved_at >= 60 * self._journal.checkpoint_minutes
 
@@ -96,6 +98,7 @@ class Writer:
         loss = statistics.fmean(self._losses) if self._losses else math.inf
         self._checkpoints.save(step, {**vars(state), **self._kept}, meta, loss)
         self._losses.clear()
+        self._saved_step = step
         self._saved_at = time.monotonic()
 
     def leave(self, step: int, state: TrainState, report: Mapping[str, Any]) -> str:
@@ -174,4 +177,5 @@ def resume(
                 raise WorkdirError(f"{journal.checkpoints}: the {name} there is not the one of this run")
         state, seconds = TrainState(**tree), meta["seconds"]
         logger.info("%s: goes on from step %d of %s", stage, state.step, journal.checkpoints)
-    return state, Writer(journal, checkpoints, MetricsLog(journal.metrics, stage, int(state.step)), kept, seconds)
+    step = int(state.step)
+    return state, Writer(journal, checkpoints, MetricsLog(journal.metrics, stage, step), kept, seconds, step)

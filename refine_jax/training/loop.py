@@ -2,16 +2,20 @@
 
 import contextlib
 import dataclasses
+import io
+import itertools
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from refine_jax.datasets.feed import Feed
 from refine_jax.errors import RefineError
+from refine_jax.training import processes
 from refine_jax.training.checkpoints import Checkpoints
 from refine_jax.training.interruption import Interrupted, StopRequest
 from refine_jax.training.journal import Journal, Unwritten, resume
@@ -95,39 +99,47 @@ def _batches(state, feed, schedule) -> contextlib.closing:
 
 def _run(stage, step, state, data, batches, feed, schedule, stop, writer) -> Outcome:
     first, total = int(state.step), schedule.epochs * feed.steps_per_epoch
-    progress = Progress(stage, schedule.epochs)
+    progress = Progress(stage, schedule.epochs, None if processes.is_first() else io.StringIO())
     state, data = step.place(state), step.place(data)
+    processes.wait_for_all(f"{stage} begins")
     started = fetched = steady_since = time.monotonic()
     images = steady_images = 0
     # One step is computed while the next is handed over; more in flight would keep a request to stop waiting.
-    waiting: list[tuple[int, dict[str, jax.Array]]] = []
-    for number, batch in enumerate(batches, start=first):
-        state, metrics = step(state, data, batch)
-        waiting.append((number, metrics))
+    waiting: list[tuple[range, dict[str, jax.Array]]] = []
+    awaited = 0
+    for numbers, together in _calls(batches, feed, first, total, step.steps_per_call):
+        if len(together) == 1:
+            state, metrics = step(state, data, together[0])
+        else:
+            state, metrics = step.several(state, data, together)
+        waiting.append((numbers, metrics))
         if len(waiting) > 1:
             jax.block_until_ready(waiting[-2][1])
-        images += len(batch["indices"])
-        now, done = time.monotonic(), number + 1
-        saving = stop.requested or done == total or writer.is_due(done)
-        if not (saving or now - fetched >= _FETCH_SECONDS or number == first or len(waiting) == writer.log_every):
+        awaited += len(numbers)
+        images += sum(len(batch["indices"]) for batch in together)
+        now, done, is_first = time.monotonic(), numbers.stop, numbers.start == first
+        stopping, due, late = processes.agreed(stop.requested, writer.is_due(done), now - fetched >= _FETCH_SECONDS)
+        saving = stopping or due or done == total
+        if not (saving or late or is_first or awaited >= writer.log_every):
             continue
 
         rows = _fetch(waiting, feed, schedule)
         waiting.clear()
+        awaited = 0
         _check_finite(stage, rows, feed, writer, done, state)
         fetched = time.monotonic()
-        if number == first:  # compiled and run: from here on the speed is that of the steps
-            steady_since, steady_images = fetched, images
+        if is_first:  # compiled and run: from here on the speed is that of the steps
+            steady_since, steady_images, steady_from = fetched, images, done
         writer.write_metrics(rows)
         speed = left = None
-        if number > first:
+        if not is_first:
             speed = (images - steady_images) / max(fetched - steady_since, 1e-9)
-            left = (total - done) * (fetched - steady_since) / (number - first)
+            left = (total - done) * (fetched - steady_since) / (done - steady_from)
         epoch = done / feed.steps_per_epoch
         progress.show(epoch, rows[-1]["loss"], rows[-1]["learning_rate"], speed, left, last=done == total)
         if saving:
             writer.save(done, state, fetched - started)
-        if stop.requested:
+        if stopping:
             progress.end_line()
             raise Interrupted(f"{stage} stopped after step {done} of {total}: {writer.where_saved()}")
     seconds = writer.seconds + time.monotonic() - started
@@ -140,10 +152,29 @@ def _run(stage, step, state, data, batches, feed, schedule, stop, writer) -> Out
 def _fetch(waiting, feed, schedule) -> list[dict[str, Any]]:
     """Brings metrics to the host, in rows."""
     rows = []
-    for number, metrics in jax.device_get(waiting):
-        row = {"step": number + 1, "epoch": number // feed.steps_per_epoch, "learning_rate": schedule.at_step(number)}
-        rows.append(row | {name: float(value) for name, value in metrics.items()})
+    for numbers, metrics in jax.device_get(waiting):
+        for place, number in enumerate(numbers):
+            epoch = number // feed.steps_per_epoch
+            row = {"step": number + 1, "epoch": epoch, "learning_rate": schedule.at_step(number)}
+            rows.append(row | {name: float(np.ravel(values)[place]) for name, values in metrics.items()})
     return rows
+
+
+def _calls(
+    batches: Iterator[dict[str, Any]], feed: Feed, first: int, total: int, steps: int
+) -> Iterator[tuple[range, list[dict[str, Any]]]]:
+    """Yields (steps, their batches) for every call of the training step.
+
+    As many steps as are asked for go into a call, counted from the beginning of an epoch, wherever a training is gone
+    on with. What does not fill a call, and a smaller batch, is left to calls of one step.
+    """
+    whole = feed.num_examples // feed.batch_size  # batches of an epoch that are of full size
+    number = first
+    while number < total:
+        position = number % feed.steps_per_epoch
+        count = steps if position % steps == 0 and position + steps <= whole else 1
+        yield range(number, number + count), list(itertools.islice(batches, count))
+        number += count
 
 
 def _check_finite(stage, rows, feed, writer, done, state) -> None:
