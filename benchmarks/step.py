@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from refine_jax import environment, mapped, networks, victim
 from refine_jax.classifier import Classifier
@@ -90,8 +91,9 @@ def make_victim(nets: Networks, images: np.ndarray, execution: Execution) -> tup
 
 def make_defended(nets: Networks) -> refine.Defended:
     """Returns a defended classifier with random weights."""
-    image = jnp.zeros((1, SIDE, SIDE, 3))
-    variables, unet_variables = (jax.jit(net.init)(jax.random.key(0), image) for net in (nets.network, nets.unet))
+    keep = optax.identity()
+    states = (create_train_state(net, keep, jax.random.key(0), (SIDE, SIDE)) for net in (nets.network, nets.unet))
+    variables, unet_variables = (state.variables for state in states)
     options = {"width": nets.network.width}
     classifier = Classifier("resnet18", variables, K, MEAN, STD, options=options)
     permutation = mapping.derangement(jax.random.key(2), K)

@@ -213,7 +213,7 @@ def test_whole_numbers_may_stand_for_numbers():
     ("field", "allowed", "nearest"),
     [
         ("victim.epoch", "victim.epochs, ", "victim.epochs"),
-        ("victm.epochs", "attack, dataset, defense, run, seed, victim", "victim.epochs"),
+        ("victm.epochs", "attack, dataset, defense, precision, run, seed, victim", "victim.epochs"),
         ("victim", "victim.batch_size, ", "victim."),
         ("attack.badnets.weigth", "attack.badnets.pattern, attack.badnets.weight", "attack.badnets.weight"),
         ("sed", "seed", "seed"),
