@@ -90,8 +90,10 @@ def read_ahead(images: Any, plan: Sequence[np.ndarray], workers: int) -> Iterato
     iterator = iter(dataset)
     try:
         for batch in iterator:
+            if workers:  # out of the memory that is shared with the worker, which is given back by that
+                batch = {name: np.array(rows) for name, rows in batch.items()}
             if isinstance(images, Overlay):
-                batch["images"] = images.lay(np.array(batch["images"]), batch["indices"])
+                images.lay(batch["images"], batch["indices"])
             yield batch
     finally:
         iterator.close()
