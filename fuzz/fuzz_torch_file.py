@@ -1,7 +1,7 @@
 """Fuzzes refine_jax.interop.torch_file.load with mutations of valid files.
 
     python fuzz/fuzz_torch_file.py --runs 200000 --seed 0
-    python fuzz/fuzz_torch_file.py --atheris -max_total_time=600       (where atheris is installed)
+    python fuzz/fuzz_torch_file.py --atheris -max_total_time=600 [CORPUS]       (where atheris is installed)
 
 An input fails where loading raises anything but TorchFileError, takes more memory or time than promised (memory is
 limited for all and measured for one in eight, since measuring is slow), imports, compiles, runs or opens something,
@@ -11,6 +11,7 @@ or returns an array that cannot be read. Failing inputs are left in the folder
 
 import argparse
 import collections
+import contextlib
 import functools
 import pathlib
 import random
@@ -26,7 +27,13 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from refine_jax.interop import torch_file  # noqa: E402
+# libFuzzer learns of what is reached in the reader alone, not in all of Python.
+with contextlib.ExitStack() as instrumented:
+    if "--atheris" in sys.argv:
+        import atheris
+
+        instrumented.enter_context(atheris.instrument_imports(include=["refine_jax.interop"]))
+    from refine_jax.interop import torch_file
 from tests.interop import torch_files  # noqa: E402
 
 SECONDS = 5.0
@@ -69,7 +76,7 @@ def mutate(rng: random.Random, data: bytes) -> bytes:
     return mutate_bytes(rng, data)
 
 
-_unpacked = functools.cache(torch_files.unpacked)
+_unpacked = functools.lru_cache(64)(torch_files.unpacked)
 
 
 def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
@@ -157,6 +164,33 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
+def guided(watch: Watch, folder: pathlib.Path, arguments: list[str]) -> None:
+    """Hands inputs to libFuzzer, which does not come back.
+
+    Args:
+        watch: Loads them.
+        folder: Where the valid files are laid that it starts from.
+        arguments: Its own; a folder among them, where it keeps what has led to something new, comes first.
+    """
+    seeds = folder / "seeds"
+    seeds.mkdir()
+    for number, data in enumerate(corpus()):
+        (seeds / str(number)).write_bytes(data)
+
+    def change(data: bytes, size: int, seed: int) -> bytes:
+        # Half of the changes are its own; it does not know of archives and their checksums.
+        rng = random.Random(seed)
+        if rng.random() < 0.5:
+            return atheris.Mutate(data, size)
+        try:
+            return mutate(rng, data)[:size]
+        except Exception:  # an archive that zipfile cannot read any more
+            return mutate_bytes(rng, data)[:size]
+
+    atheris.Setup([sys.argv[0], *arguments, str(seeds)], lambda data: watch.load(data) and None, custom_mutator=change)
+    atheris.Fuzz()
+
+
 def main() -> int:
     """Runs the fuzzer and prints what it found; returns the number of failures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -166,14 +200,10 @@ def main() -> int:
     parser.add_argument("--atheris", action="store_true", help="what follows goes to libFuzzer")
     options, rest = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        limit_memory()
         watch = Watch(pathlib.Path(folder))
         if options.atheris:
-            import atheris
-
-            atheris.instrument_all()
-            atheris.Setup([sys.argv[0], *rest], watch.load)
-            atheris.Fuzz()
+            guided(watch, pathlib.Path(folder), rest)
+        limit_memory()
         rng, files = random.Random(options.seed), corpus()
         outcomes: collections.Counter[str] = collections.Counter()
         failures = 0

@@ -48,7 +48,8 @@ def measure(
                 permutation[target]; None without a permutation;
             ra: triggered images of another class than the target, predicted as their class;
             counts: of each, [hits, images counted];
-            ci95: of each, the Wilson 95 % interval [low, high].
+            ci95: of each, the Wilson 95 % interval [low, high];
+            answers: how many clean images are predicted as each class, [K].
         All are fractions in [0, 1]; None where no image counts, or where what it takes is not known.
 
     Raises:
@@ -58,11 +59,13 @@ def measure(
     chex.assert_rank(images, 4)
     chex.assert_type(images, np.uint8)
     hits: dict[str, Any] = dict.fromkeys(("ba", "asr", "asr_all", "mapped_asr", "ra"))
+    answers = None
     if labels is not None:
         labels = np.asarray(labels)
         chex.assert_rank(labels, 1)
         chex.assert_equal_shape_prefix([images, labels], 1)
-        hits["ba"] = predict_classes(predict, images)[0] == labels
+        predicted, num_classes = predict_classes(predict, images)
+        hits["ba"], answers = predicted == labels, np.bincount(predicted, minlength=num_classes).tolist()
     if triggered is not None:
         if triggered_labels is None:
             triggered_labels = labels
@@ -70,7 +73,7 @@ def measure(
     counts = {name: None if hit is None else [int(hit.sum()), len(hit)] for name, hit in hits.items()}
     figures = {name: count[0] / count[1] if count and count[1] else None for name, count in counts.items()}
     intervals = {name: wilson_interval(*count) if count and count[1] else None for name, count in counts.items()}
-    return {**figures, "counts": counts, "ci95": intervals}
+    return {**figures, "counts": counts, "ci95": intervals, "answers": answers}
 
 
 def _triggered_hits(predict, triggered, labels, target, permutation) -> dict[str, np.ndarray]:

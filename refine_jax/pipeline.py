@@ -18,7 +18,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from refine_jax import environment, evaluation, export, import_stage, planting, victim
+from refine_jax import doubts, environment, evaluation, export, import_stage, planting, victim
 from refine_jax import triggered as triggered_lib
 from refine_jax.attacks import kept
 from refine_jax.attacks.trigger import Attack
@@ -169,6 +169,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     defended = {name: load_defense(run, name, classifier) for name in run.defenses}
     if (results := find_results(run)) is not None:
         logger.info("evaluate: done before, in %s", run.work.results)
+        say_doubts(results)
         return results
 
     test, outcome = run.dataset.test, run.victim.require("victim")
@@ -203,9 +204,17 @@ def evaluate(run: Run) -> dict[str, Any]:
         "victim": {**costs(outcome), "imported": outcome.get("imported")},
         "no_defense": no_defense,
         "defenses": defenses,
+        "warnings": doubts.find(no_defense, defenses, labels),
     }
     write_json(run.work.results, results)
+    say_doubts(results)
     return results
+
+
+def say_doubts(results: Mapping[str, Any]) -> None:
+    """Says in the log what makes the figures doubtful; the first versions of results.json say nothing of it."""
+    for doubt in results.get("warnings", ()):
+        logger.warning("WARNING: %s", doubt)
 
 
 def hashes_of(run: Run) -> dict[str, str | None]:

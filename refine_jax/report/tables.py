@@ -29,7 +29,8 @@ def text_table(results: Mapping[str, Any]) -> str:
     ]
     if "agreement" in shown:
         legend.append("agreement: clean images answered as without the defense; their classes are not known")
-    return "\n".join([lines[0], rule, *lines[1:], rule, *legend])
+    warnings = [f"WARNING: {warning}" for warning in results.get("warnings", ())]
+    return "\n".join([lines[0], rule, *lines[1:], rule, *legend, *warnings])
 
 
 def _cell(figures: Mapping[str, Any], name: str) -> str:

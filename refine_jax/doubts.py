@@ -1,0 +1,56 @@
+"""What makes the figures of a run doubtful: a victim, an attack or a defense that is not what it should be."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+# An attack that succeeds less often is none that a defense could be praised for.
+SMALLEST_ASR = 0.8
+# Of all answers, the share of one class from which on there is no telling the others.
+COLLAPSED = 0.99
+
+
+def find(
+    no_defense: Mapping[str, Any], defenses: Mapping[str, Mapping[str, Any]], labels: np.ndarray | None
+) -> list[str]:
+    """Returns a sentence for each thing that makes the figures doubtful.
+
+    Args:
+        no_defense: From `evaluation.measure`, of the victim alone.
+        defenses: Name to the same behind each defense.
+        labels: Of the clean test images. Integers [N]; None where they are not known: then no BA is either.
+    """
+    chance = None if labels is None else float(np.bincount(labels).max() / len(labels))
+    found = []
+    if _is_chance(no_defense, chance):
+        found.append(f"the victim has learned nothing: {_about_chance(no_defense, chance)}")
+    if no_defense["asr"] is not None and no_defense["asr"] < SMALLEST_ASR:
+        found.append(
+            f"the attack did not take: its ASR without a defense is {_percent(no_defense['asr'])}, under "
+            f"{_percent(SMALLEST_ASR)}, so a low one behind a defense says little"
+        )
+    for name, figures in defenses.items():
+        answers = figures["answers"]
+        if answers and chance and chance < COLLAPSED and max(answers) >= COLLAPSED * sum(answers):
+            share, best = max(answers) / sum(answers), answers.index(max(answers))
+            found.append(f"{name} has collapsed: {_percent(share)} of the clean images are answered with class {best}")
+        elif _is_chance(figures, chance):
+            found.append(f"{name} has learned nothing: {_about_chance(figures, chance)}")
+    return found
+
+
+def _is_chance(figures: Mapping[str, Any], chance: float | None) -> bool:
+    return figures["ba"] is not None and chance is not None and figures["ci95"]["ba"][0] <= chance
+
+
+def _about_chance(figures: Mapping[str, Any], chance: float | None) -> str:
+    low, high = figures["ci95"]["ba"]
+    return (
+        f"its BA is {_percent(figures['ba'])} [{100 * low:.1f}, {100 * high:.1f}], and naming the most frequent class "
+        f"every time gives {_percent(chance or 0)}"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+
+from refine_jax import doubts, evaluation
+
+# Ten classes of a hundred images each, one of them the target.
+LABELS = np.repeat(np.arange(10), 100)
+IMAGES = np.zeros((1000, 16, 16, 3), np.uint8)
+
+
+def measured(clean, triggered):
+    """Figures of a classifier with these answers to the clean images and to the triggered ones."""
+    answers = iter([*np.split(np.eye(10)[clean], 4), *np.split(np.eye(10)[triggered], 4)])
+    return evaluation.measure(lambda images: next(answers), IMAGES, LABELS, IMAGES, target=0)
+
+
+def mostly(right, wrong=None):
+    """Answers of which a share is right, the others the next class, or `wrong`."""
+    answers = (LABELS + 1) % 10 if wrong is None else np.full(1000, wrong)
+    chosen = np.arange(1000) % 100 < 100 * right
+    return np.where(chosen, LABELS, answers)
+
+
+GOOD, TAKEN = measured(mostly(0.9), np.zeros(1000, int)), np.zeros(1000, int)
+DEFENDED = measured(mostly(0.8), mostly(0.8))
+
+
+def test_of_a_run_as_it_should_be_there_is_nothing_to_say():
+    assert doubts.find(GOOD, {"refine": DEFENDED}, LABELS) == []
+
+
+@pytest.mark.parametrize(("right", "doubtful"), [(0.09, True), (0.11, True), (0.13, False)])
+def test_a_victim_near_chance_has_learned_nothing(right, doubtful):
+    # The interval of 110 in 1000 reaches down to 9.2 %, that of 130 to 11.1 %.
+    found = doubts.find(measured(mostly(right), TAKEN), {}, LABELS)
+    assert [sentence.startswith("the victim has learned nothing: its BA is") for sentence in found] == [
+        True
+    ] * doubtful
+    assert all(sentence.endswith("every time gives 10.0 %") for sentence in found)
+
+
+def test_chance_is_the_most_frequent_class():
+    labels = np.where(np.arange(1000) < 850, 0, LABELS)
+    figures = {"ba": 0.84, "ci95": {"ba": [0.81, 0.86]}, "asr": 1.0}
+    assert doubts.find(figures, {}, LABELS) == []
+    assert len(doubts.find(figures, {}, labels)) == 1
+
+
+@pytest.mark.parametrize(("asr", "doubtful"), [(0.79, True), (0.8, False)])
+def test_an_attack_that_seldom_succeeds_did_not_take(asr, doubtful):
+    figures = measured(mostly(0.9), mostly(1 - asr, wrong=0))
+    assert figures["asr"] == pytest.approx(asr)
+    found = doubts.find(figures, {"refine": DEFENDED}, LABELS)
+    assert [sentence.startswith(f"the attack did not take: its ASR without a defense is {100 * asr:.1f} %") for
+            sentence in found] == [True] * doubtful  # fmt: skip
+
+
+@pytest.mark.parametrize(("right", "doubtful"), [(0.0, True), (0.01, True), (0.02, False)])
+def test_a_defense_with_one_answer_has_collapsed(right, doubtful):
+    answers = mostly(right, wrong=3)
+    found = doubts.find(GOOD, {"refine": measured(answers, answers)}, LABELS)
+    share = 100 * np.mean(answers == 3)
+    collapsed = f"refine has collapsed: {share:.1f} % of the clean images are answered with class 3"
+    assert (found == [collapsed]) == doubtful
+    assert len(found) == 1  # near chance in any case
+
+
+def test_a_defense_near_chance_is_said_with_its_name():
+    found = doubts.find(GOOD, {"refine": measured(mostly(0.1), TAKEN), "other": DEFENDED}, LABELS)
+    assert len(found) == 1
+    assert found[0].startswith("refine has learned nothing: its BA is 10.0 % [8.3, 12.0], and")
+
+
+def test_figures_that_are_not_known_are_no_doubt():
+    unknown = evaluation.measure(lambda images: np.eye(10)[np.zeros(len(images), int)], IMAGES, None, None, 0)
+    assert doubts.find(unknown, {"refine": unknown}, None) == []
