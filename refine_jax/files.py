@@ -1,43 +1,88 @@
 """Files that are written whole or not at all, and hashes of what they hold."""
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 
 from refine_jax.errors import WorkdirError
 
+# Of the checksum in a record.
+_SUM = "file_sha256"
+
 
 def read_json(path: pathlib.Path) -> Any:
     """Returns what a JSON file holds.
 
     Raises:
-        WorkdirError: It is not JSON.
+        WorkdirError: It cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise WorkdirError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise WorkdirError(f"{path} is damaged ({error}): delete the folder that it is in") from error
+
+
+def read_record(path: pathlib.Path, fields: Iterable[str]) -> dict[str, Any]:
+    """Returns what `write_record` has written.
+
+    Args:
+        path: Of the file.
+        fields: The names of what it holds, where it has no checksum: the first versions wrote none.
+
+    Raises:
+        WorkdirError: It cannot be read, or is not what was written.
+    """
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise WorkdirError(f"{path} is damaged (no JSON object): delete the folder that it is in")
+    wanted = record.pop(_SUM, None)
+    if wanted != _sum(record) if wanted is not None else {*record} != {*fields}:
+        raise WorkdirError(f"{path} is damaged (it is not what was written): delete the folder that it is in")
+    return record
+
+
+def write_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:
+    """Writes a JSON object with the SHA-256 of all that it says, so that damage is noticed."""
+    write_json(path, {**record, _SUM: _sum(record)})
+
+
+def _sum(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes JSON, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
+    with _replacing(path) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
 def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     """Writes a .npz, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    with _replacing(path) as file:
         np.savez_compressed(file, **arrays)
-    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """Gives a file beside `path` to write to, and moves it there once it is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # else a loss of power may leave an empty file under the name
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def hash_arrays(tree: Any) -> str:

@@ -25,7 +25,7 @@ from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
 from refine_jax.defenses.registry import DEFENSES
 from refine_jax.errors import WorkdirError, choose
-from refine_jax.files import hash_arrays, read_json, write_json
+from refine_jax.files import hash_arrays, read_record, write_json, write_record
 from refine_jax.opening import Run, open_run
 from refine_jax.training.journal import Journal
 from refine_jax.training.loop import Outcome
@@ -108,7 +108,7 @@ def train_benign_classifier(run: Run) -> Classifier:
     outcome = victim.train_benign(run.dataset, settings, run.settings["seed"], journal, run.execution)
     classifier = victim.to_classifier(outcome.state.variables, run.dataset, settings)
     figures = evaluation.benign_accuracy(evaluation.compiled(classifier), test.images, test.labels)
-    write_json(benign_file(run), figures)
+    write_record(benign_file(run), figures)
     logger.info("attack: the benign classifier has a BA of %.2f %%", 100 * figures["ba"])
     return classifier
 
@@ -206,7 +206,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         "defenses": defenses,
         "warnings": doubts.find(no_defense, defenses, labels),
     }
-    write_json(run.work.results, results)
+    write_record(run.work.results, results)
     say_doubts(results)
     return results
 
@@ -226,9 +226,14 @@ def hashes_of(run: Run) -> dict[str, str | None]:
 
 def find_results(run: Run) -> dict[str, Any] | None:
     """Returns what results.json holds, None where it is not there or of others than these victim and defenses."""
-    if run.work.results.exists() and (results := read_json(run.work.results)).get("hashes") == hashes_of(run):
-        return results
-    return None
+    if not run.work.results.exists():
+        return None
+    try:
+        results = read_record(run.work.results, ())  # without a checksum it is of the first versions
+    except WorkdirError:
+        logger.warning("%s is damaged, or of an older version: everything is measured anew", run.work.results)
+        return None
+    return results if results["hashes"] == hashes_of(run) else None
 
 
 def export_defenses(run: Run) -> None:
@@ -268,7 +273,7 @@ def describe_attack(run: Run) -> dict[str, Any]:
         "rate": planted.attack.rate,
         "poisoned_images": len(planted.indices),
         "cover_images": len(planted.cover_indices),
-        "benign_classifier": read_json(benign_file(run)) if benign_file(run).exists() else None,
+        "benign_classifier": read_record(benign_file(run), BENIGN) if benign_file(run).exists() else None,
     }
 
 
@@ -295,6 +300,7 @@ def make_journal(run: Run, folder: pathlib.Path, identity: dict[str, Any]) -> Jo
     return Journal(folder / "checkpoints", run.work.metrics, identity, **{name: section[name] for name in names})
 
 
+BENIGN = ("ba", "counts", "ci95")
 _COSTS = ("train_seconds", "train_images_per_second", "parameters")
 
 

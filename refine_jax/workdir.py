@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from refine_jax.errors import WorkdirError
-from refine_jax.files import read_json, write_json
+from refine_jax.files import read_record, write_record
 from refine_jax.settings import differences
 
 SCHEMA = 1
@@ -85,8 +85,10 @@ class Record:
     def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]):
         self.folder, self.settings = folder, settings
         self._path = folder / "stage.json"
-        self._kept = read_json(self._path) if self._path.exists() else None
-        if self._kept is not None and not (isinstance(self._kept, dict) and {"settings", "outcome"} <= {*self._kept}):
+        self._kept = read_record(self._path, ("schema", "settings", "outcome")) if self._path.exists() else None
+        if self._kept is not None and not (
+            isinstance(self._kept["settings"], dict) and isinstance(self._kept["outcome"], dict | None)
+        ):
             raise WorkdirError(f"{self._path} is damaged (no settings, no outcome): delete the folder that it is in")
 
     @property
@@ -161,4 +163,4 @@ class Record:
     def _write(self, outcome: dict[str, Any] | None) -> None:
         self._kept = {"schema": SCHEMA, "settings": self.settings, "outcome": outcome}
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self._path, self._kept)
+        write_record(self._path, self._kept)

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refine_jax import evaluation, export, lock, pipeline, settings, victim
+from refine_jax import doubts, evaluation, export, lock, pipeline, settings, victim
 from refine_jax.attacks import kept
 from refine_jax.datasets import registry as datasets
 from refine_jax.datasets.images import NO_LABEL, Dataset, Split
 from refine_jax.errors import RefineError, SettingError, StorageError, WorkdirError
+from refine_jax.files import read_record, write_record
 from refine_jax.networks import registry as networks
 from refine_jax.report.tables import text_table
 
@@ -92,7 +93,10 @@ def copied(folder, tmp_path):
 
 
 def test_everything_lies_where_it_should(done, folder, tiny):
-    assert json.loads((folder / "results.json").read_text()) == done
+    written = json.loads((folder / "results.json").read_text())
+    assert len(written.pop("file_sha256")) == 64
+    assert written == done
+    assert done["warnings"] == doubts.find(done["no_defense"], done["defenses"], tiny.test.labels)
     assert json.loads((folder / "settings.json").read_text()) == done["settings"]
     assert done["schema"] == 1
     assert {"jax", "commit", "device"} <= {*done["environment"]}
@@ -132,7 +136,7 @@ def test_other_settings_are_refused_by_name_and_deleted_on_demand(done, folder, 
         pipeline.run(config(defense__sup_weight=0.2), str(work))
     with pytest.raises(WorkdirError, match=r"stage 'victim'.*attack.target: 0 -> 2"):
         pipeline.run(config(attack__target=2), str(work))
-    assert json.loads((work / "results.json").read_text()) == done  # nothing was touched
+    assert read_record(work / "results.json", ()) == done  # nothing was touched
 
     assert pipeline.run(config(defense__sup_weight=0.3), str(work), ["victim"], overwrite=True) is None
     assert not (work / "results.json").exists()  # is of a defense that is not there any more
@@ -172,6 +176,11 @@ def test_what_was_altered_is_noticed(done, folder, tmp_path):
 
     stage = work / "victim" / "stage.json"
     stage.write_text(stage.read_text().replace(done["hashes"]["victim"], "0" * 64))
+    with pytest.raises(WorkdirError, match=r"stage\.json is damaged \(it is not what was written\)"):
+        pipeline.run(config(), str(work))
+    record = json.loads(stage.read_text())
+    record.pop("file_sha256")
+    write_record(stage, record)
     np.savez_compressed(work / "attack" / "arrays.npz", **arrays)
     with pytest.raises(WorkdirError, match=r"weights in .*victim.*checkpoints are not those"):
         pipeline.run(config(), str(work))
@@ -214,8 +223,17 @@ def test_a_directory_that_another_run_works_in_is_refused(done, folder, tmp_path
         monkeypatch.setattr(lock, "_lock", lambda file: None)
         with pytest.raises(WorkdirError, match=f"{work} is in use by process"):
             pipeline.run(config(seed=1), str(work), overwrite=True)
-    assert json.loads((work / "results.json").read_text()) == done
+    assert read_record(work / "results.json", ()) == done
     assert not (work / "lock").exists()
+
+
+def test_damaged_results_are_measured_anew(done, folder, tmp_path, caplog):
+    work = copied(folder, tmp_path)
+    text = (work / "results.json").read_text()
+    (work / "results.json").write_text(text.replace('"ba": 0', '"ba": 1', 1))
+    assert pipeline.run(config(), str(work), ["evaluate"])["no_defense"] == done["no_defense"]
+    assert f"{work / 'results.json'} is damaged" in caplog.text
+    assert json.loads(text)["no_defense"] == read_record(work / "results.json", ())["no_defense"]
 
 
 def test_the_defense_never_reads_a_label(done, folder, tiny, tmp_path, monkeypatch):
@@ -318,8 +336,7 @@ def test_an_attack_that_needs_a_benign_classifier_gets_one_and_keeps_its_images(
     changed = (poisoned.images != tiny.train.images).any(axis=(1, 2, 3))
     np.testing.assert_array_equal(np.flatnonzero(changed), planted.indices)
     stage = tmp_path / "victim" / "stage.json"
-    record = json.loads(stage.read_text())
-    stage.write_text(json.dumps({**record, "outcome": None}))
+    write_record(stage, {**read_record(stage, ()), "outcome": None})
     assert pipeline.run(settings, str(tmp_path))["hashes"] == results["hashes"]
 
 

@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from refine_jax.errors import WorkdirError
+from refine_jax.files import read_record, write_record
 from refine_jax.workdir import SCHEMA, Record, Workdir
 
 SETTINGS = {"seed": 0, "victim": {"epochs": 3}}
@@ -158,14 +159,25 @@ def test_a_setting_that_makes_no_difference_is_taken_from_the_record(tmp_path):
 def test_another_schema_is_refused(tmp_path):
     done(tmp_path / "victim")
     path = tmp_path / "victim" / "stage.json"
-    kept = json.loads(path.read_text())
+    kept = read_record(path, ())
     assert kept["schema"] == SCHEMA
-    path.write_text(json.dumps({**kept, "schema": 0}))
+    write_record(path, {**kept, "schema": 0})
     with pytest.raises(WorkdirError, match=f"schema: 0 -> {SCHEMA}"):
         Record(tmp_path / "victim", SETTINGS).admit("victim", overwrite=False)
 
 
-@pytest.mark.parametrize("content", ["", '{"schema": 1, "sett', "[]", "3", "{}"])
+def test_a_record_of_the_first_versions_which_has_no_checksum_is_read(tmp_path):
+    done(tmp_path / "victim")
+    path = tmp_path / "victim" / "stage.json"
+    kept = json.loads(path.read_text())
+    assert kept.pop("file_sha256")
+    path.write_text(json.dumps(kept))
+    assert Record(tmp_path / "victim", SETTINGS).outcome == {"hash": "abc"}
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"schema": 1, "sett', "[]", "3", "{}", '{"schema":1,"settings":1,"outcome":1}']
+)
 def test_a_damaged_record_is_named(tmp_path, content):
     done(tmp_path / "victim")
     (tmp_path / "victim" / "stage.json").write_text(content)

@@ -11,9 +11,10 @@ from refine_jax.attacks import registry
 from refine_jax.attacks.poisoning import Poisoned, own_copy
 from refine_jax.attacks.trigger import Attack
 from refine_jax.errors import WorkdirError
-from refine_jax.files import hash_arrays, read_json, write_arrays, write_json
+from refine_jax.files import hash_arrays, read_record, write_arrays, write_record
 
 _DESCRIPTION, _ARRAYS = "attack.json", "arrays.npz"
+_FIELDS = ("name", "target", "rate", "image_size", "seed", "options", "sha256")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ def save(folder: pathlib.Path, attack: Attack, poisoned: Poisoned) -> None:
         arrays["images"] = poisoned.images[poisoned.indices]
     write_arrays(folder / _ARRAYS, arrays)
     # Written last: without it, the folder does not count as holding an attack.
-    write_json(folder / _DESCRIPTION, {**registry.describe(attack), "sha256": hash_arrays(arrays)})
+    write_record(folder / _DESCRIPTION, {**registry.describe(attack), "sha256": hash_arrays(arrays)})
 
 
 def is_saved(folder: pathlib.Path) -> bool:
@@ -89,13 +90,13 @@ def load(folder: pathlib.Path) -> Kept:
     """
     if not is_saved(folder):
         raise WorkdirError(f"{folder} holds no attack: {folder / _DESCRIPTION} is missing")
-    description = read_json(folder / _DESCRIPTION)
+    description = read_record(folder / _DESCRIPTION, _FIELDS)
     wanted = description.pop("sha256")
     try:
         with np.load(folder / _ARRAYS, allow_pickle=False) as file:
             arrays = dict(file)
-    except (OSError, ValueError, EOFError) as error:
-        raise WorkdirError(f"{folder / _ARRAYS} cannot be read: {error}") from error
+    except Exception as error:  # of which kind depends on what is damaged
+        raise WorkdirError(f"{folder / _ARRAYS} cannot be read: {str(error).partition(chr(10))[0]}") from error
     if hash_arrays(arrays) != wanted:
         raise WorkdirError(f"{folder / _ARRAYS} is not what was written: its SHA-256 is not that of {_DESCRIPTION}")
     drawn = {name.removeprefix("attack/"): value for name, value in arrays.items() if name.startswith("attack/")}

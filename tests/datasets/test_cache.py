@@ -1,6 +1,8 @@
 import logging
 import os
 import pathlib
+import subprocess
+import sys
 
 import chex
 import numpy as np
@@ -178,3 +180,41 @@ def test_the_fingerprint_follows_the_files(tmp_path):
     (tmp_path / "data").rename(tmp_path / "renamed")
     prints.append(cache.fingerprint(tmp_path, ["info.json"]))
     assert len(set(prints)) == 5
+
+
+# Builds an entry when it is told to; without the seconds that importing the package takes.
+BUILDER = """
+import importlib.util, sys, numpy as np
+spec = importlib.util.spec_from_file_location("cache", sys.argv[1])
+cache = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cache)
+number = int(sys.argv[3])
+def build():
+    print("building", flush=True)
+    sys.stdin.readline()
+    return {name: np.full((300, 1000), number, np.int32) for name in "ab"}
+for _ in range(2):
+    arrays = cache.load_or_build("images", "key", build, sys.argv[2])
+    print(*{int(value) for array in arrays.values() for value in np.unique(array)}, flush=True)
+"""
+
+
+def test_many_processes_that_build_the_same_at_once_all_get_it_whole(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUILDER, cache.__file__, str(tmp_path), str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(4)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "building\n"  # all of them, since none is done
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=60)[0].split() for process in processes]
+    assert len({value for values in said for value in values}) == 1  # that of whoever came first
+    assert [len(values) for values in said] == [2] * 4
+    assert [path.name.startswith("images-key") for path in tmp_path.iterdir()] == [True]

@@ -58,3 +58,9 @@ def test_without_a_defense_the_victim_stands_alone():
 def test_the_table_says_what_its_figures_are():
     text = text_table(RESULTS)
     assert all(word in text for word in ("in percent", "95 % intervals", "mapped ASR: with the class"))
+
+
+def test_what_makes_the_figures_doubtful_stands_below_them():
+    text = text_table({**RESULTS, "warnings": ["the attack did not take", "refine has collapsed"]})
+    assert text.splitlines()[-2:] == ["WARNING: the attack did not take", "WARNING: refine has collapsed"]
+    assert "WARNING" not in text_table(RESULTS)
