@@ -20,7 +20,7 @@ from refine_jax import networks, victim
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.images import Dataset
 from refine_jax.errors import DataError, RefineError, SettingError
-from refine_jax.files import hash_arrays, read_json
+from refine_jax.files import hash_arrays, read_record
 from refine_jax.interop import checkpoint_formats, torch_weights
 from refine_jax.interop.checkpoint_formats import Checkpoint, Pictures
 
@@ -108,7 +108,7 @@ def _read_run(path: pathlib.Path, name: str) -> tuple[Checkpoint, dict[str, Any]
         allowed = "a file, or the working directory of a run of this project; it has no victim/stage.json"
         raise SettingError("victim.checkpoint", str(path), allowed)
     try:
-        record = read_json(folder / "stage.json")
+        record = read_record(folder / "stage.json", ("schema", "settings", "outcome"))
         wanted, outcome = record["settings"]["victim"], record["outcome"]
         theirs, described = wanted["name"], dict(outcome["classifier"])
         sha256 = outcome["victim_sha256"]

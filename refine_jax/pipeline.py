@@ -25,7 +25,7 @@ from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
 from refine_jax.defenses.registry import DEFENSES
 from refine_jax.errors import WorkdirError, choose
-from refine_jax.files import hash_arrays, read_record, write_json, write_record
+from refine_jax.files import hash_arrays, read_record, write_record
 from refine_jax.opening import Run, open_run
 from refine_jax.training.journal import Journal
 from refine_jax.training.loop import Outcome
