@@ -21,6 +21,7 @@ import tempfile
 import time
 import traceback
 import tracemalloc
+import zipfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -63,6 +64,12 @@ def corpus() -> list[bytes]:
     """Returns valid files of every format."""
     files = sorted((ROOT / "tests" / "goldens" / "torch_files").iterdir())
     return [path.read_bytes() for path in files] + [torch_files.tar()]
+
+
+def found() -> list[bytes]:
+    """Returns inputs that have led libFuzzer to something new in the reader, the small ones among them."""
+    with zipfile.ZipFile(ROOT / "fuzz" / "corpus.zip") as archive:
+        return [archive.read(name) for name in archive.namelist()]
 
 
 def mutate(rng: random.Random, data: bytes) -> bytes:
@@ -169,12 +176,12 @@ def guided(watch: Watch, folder: pathlib.Path, arguments: list[str]) -> None:
 
     Args:
         watch: Loads them.
-        folder: Where the valid files are laid that it starts from.
+        folder: Where the files are laid that it starts from.
         arguments: Its own; a folder among them, where it keeps what has led to something new, comes first.
     """
     seeds = folder / "seeds"
     seeds.mkdir()
-    for number, data in enumerate(corpus()):
+    for number, data in enumerate(corpus() + found()):
         (seeds / str(number)).write_bytes(data)
 
     def change(data: bytes, size: int, seed: int) -> bytes:

@@ -35,6 +35,13 @@ def loads_or_refuses(path, data):
     assert message.isprintable()
 
 
+def test_what_libfuzzer_has_found(tmp_path):
+    inputs = fuzz_torch_file.found()
+    assert len(inputs) > 100
+    for data in inputs:
+        loads_or_refuses(tmp_path / "found.pth", data)
+
+
 @hypothesis.settings(max_examples=800, deadline=None)
 @hypothesis.given(data=st.sampled_from(FILES), changes=CHANGES)
 def test_changed_files(tmp_path_factory, data, changes):
