@@ -1,6 +1,7 @@
 """README.md and docs/: links lead somewhere, and flags, fields, names and files that they mention are there."""
 
 import ast
+import copy
 import doctest
 import importlib.util
 import inspect
@@ -82,7 +83,8 @@ def test_the_readme_leads_to_every_page():
 
 @each_page
 def test_flags_are_those_of_launch(name):
-    known = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(launch)}
+    defined = flags.FLAGS.get_key_flags_for_module(launch)
+    known = {flag.name for flag in defined} | {f"no{flag.name}" for flag in defined if flag.boolean}
     assert {"config", "workdir"} <= known
     known |= set(re.findall(r"--(\w+)", evaluate.parser().format_help()))
     # Commands of other programs have flags of their own.
@@ -106,7 +108,9 @@ def test_settings_of_a_command_line_are_possible(command, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["launch.py", *COMMANDS[command]])  # where ml_collections looks for overrides
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    for flag in flags.FLAGS.get_key_flags_for_module(launch):
+        if flag.name != "config":
+            values[flag.name] = copy.deepcopy(flag)
     values(sys.argv)
     settings.complete(values["config"].value)
 
