@@ -37,8 +37,8 @@ def hold(path: pathlib.Path) -> Iterator[None]:
         WorkdirError: Another process holds it: which, since when, and when it was last heard of.
     """
     file, stopped = _acquire(path), threading.Event()
-    threading.Thread(target=_touch, args=(file, stopped), daemon=True).start()
     try:
+        threading.Thread(target=_touch, args=(file, stopped), daemon=True).start()
         yield
     finally:
         stopped.set()
