@@ -68,12 +68,11 @@ def main(argv: list[str]) -> None:
     processes.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if _KEEP_COMPILED.value:
         keep_compiled(cache.directory() / "compiled")
-    stages = _STAGES.value
     if not processes.is_first():  # it is needed where all work together, and says nothing
-        stages = [stage for stage in stages if stage in pipeline.TRAININGS]
         logging.getLogger("refine_jax").setLevel(logging.WARNING)
-    with processes.own_workdir(_WORKDIR.value) as workdir:
-        results = pipeline.run(_CONFIG.value, workdir, stages, overwrite=_OVERWRITE.value)
+    for stages in pipeline.turns(_STAGES.value):
+        with processes.own_workdir(_WORKDIR.value) as workdir:
+            results = pipeline.run(_CONFIG.value, workdir, stages, overwrite=_OVERWRITE.value)
     if results:
         print(text_table(results))
 

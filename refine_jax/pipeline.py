@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 
@@ -27,6 +28,7 @@ from refine_jax.defenses.registry import DEFENSES
 from refine_jax.errors import WorkdirError, choose
 from refine_jax.files import hash_arrays, read_record, write_record
 from refine_jax.opening import Run, open_run
+from refine_jax.training import processes
 from refine_jax.training.journal import Journal
 from refine_jax.training.loop import Outcome
 from refine_jax.training.state import count_parameters
@@ -59,6 +61,21 @@ def run(
         choose("stages", stage, STAGES)
     with open_run(config, workdir, overwrite=overwrite) as (this, attack):
         return run_stages(this, attack, stages)
+
+
+def turns(stages: Sequence[str]) -> list[list[str]]:
+    """Returns the stages of this process, in the turns in which all take them: `run` is called for each of these.
+
+    Alone, a process takes all of them in one turn. Several take a turn for each training, which begins with what the
+    first has written of the one before; what is left, the first does by itself at the end.
+    """
+    for stage in stages:
+        choose("stages", stage, STAGES)
+    if jax.process_count() == 1:
+        return [list(stages)]
+    *before, last = [[stage] for stage in TRAININGS if stage in stages] or [[]]
+    rest = [stage for stage in stages if stage not in TRAININGS and processes.is_first()]
+    return [*before, last + rest]
 
 
 def run_stages(run: Run, attack: Attack | None, stages: Sequence[str]) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from refine_jax.errors import StorageError, WorkdirError
 from refine_jax.files import hash_arrays
+from refine_jax.training import processes
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, meta: dict[str, Any], loss: float = math.inf) -> None:
-        """Starts to write a checkpoint; returns once `state` may change again.
+        """Starts to write a checkpoint; returns once `state` may change again. Of several processes, the first writes.
 
         Args:
             step: Its name.
@@ -69,6 +70,8 @@ class Checkpoints:
         Raises:
             StorageError: This one, or the one before, which was still being written, cannot be.
         """
+        if not processes.is_first():  # Orbax would leave the arrays out: of the host's, the first process saves them
+            return
         # A copy on the host, because the training step overwrites the buffers of the state it is given.
         state = jax.tree.map(lambda leaf: np.array(leaf), state)
         meta = {**meta, "loss": loss if math.isfinite(loss) else None}

@@ -102,6 +102,7 @@ def _run(stage, step, state, data, batches, feed, schedule, stop, writer) -> Out
     progress = Progress(stage, schedule.epochs, None if processes.is_first() else io.StringIO())
     state, data = step.place(state), step.place(data)
     processes.wait_for_all(f"{stage} begins")
+    step.connect()
     started = fetched = steady_since = time.monotonic()
     images = steady_images = 0
     # One step is computed while the next is handed over; more in flight would keep a request to stop waiting.

@@ -146,6 +146,16 @@ class Step:
         own = np.array([self._devices[i] for i in self._own])
         return jax.device_put(tree, NamedSharding(Mesh(own, (AXIS,)), PartitionSpec()))
 
+    def connect(self) -> None:
+        """Has the devices open their connections, which processes that come apart in the first step would not get.
+
+        Between CPUs, Gloo gives a process half a minute to be connected with; the first step is compiled by each
+        process in its own time, which may differ by more. To be called where all have just waited for each other.
+        """
+        if len(self._own) < len(self._devices):
+            total = jax.pmap(lambda x: jax.lax.psum(x, AXIS), axis_name=AXIS, devices=self._devices)
+            jax.block_until_ready(total(np.ones(len(self._own), np.float32)))
+
     def __call__(self, state: Any, data: Any, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
         """Trains by one batch.
 

@@ -54,6 +54,7 @@ def connect(coordinator: str | None, count: int | None, index: int | None) -> No
         )
     except (RuntimeError, ValueError) as error:
         raise RefineError(f"the processes of this run did not meet: {str(error).partition(chr(10))[0]}") from error
+    wait_for_all("all are here")  # which also opens what they will talk through, while none is held up by anything
 
 
 def _launched() -> int:
@@ -83,7 +84,8 @@ def wait_for_all(where: str) -> None:
 def own_workdir(workdir: str | os.PathLike) -> Iterator[str | os.PathLike]:
     """Gives each process a working directory to write to: the first the one that is named, the others a copy for now.
 
-    So all find the same outcomes and checkpoints to go on from, and what the others leave is gone in the end.
+    So all find the same outcomes and checkpoints to go on from, and what the others leave is gone in the end. What
+    the first has written by itself, as checkpoints are, the others find in the copy that they are given the next time.
 
     Args:
         workdir: Where all processes can read it.
@@ -91,6 +93,7 @@ def own_workdir(workdir: str | os.PathLike) -> Iterator[str | os.PathLike]:
     if jax.process_count() == 1:
         yield workdir
         return
+    wait_for_all("the working directory can be copied")
     with tempfile.TemporaryDirectory(prefix="refine_jax_") as folder:
         own = workdir if is_first() else pathlib.Path(folder, "workdir")
         if not is_first() and pathlib.Path(workdir).is_dir():

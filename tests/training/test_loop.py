@@ -81,7 +81,7 @@ def training(tmp_path):
             state, metrics = step(state, *arguments)
             return state, {**metrics, "gradient_norm": norm(count.steps)} if norm else metrics
 
-        watched.place, watched.steps_per_call = jax.device_put, 1
+        watched.place, watched.connect, watched.steps_per_call = jax.device_put, lambda: None, 1
         outcome = loop.fit("victim", watched, state or start(), data, feed, schedule, journal, kept)
         return outcome, count.steps
 

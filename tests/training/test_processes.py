@@ -1,3 +1,4 @@
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -5,52 +6,66 @@ import socket
 import subprocess
 import sys
 
+import chex
 import pytest
 
 from refine_jax.errors import SettingError
 from refine_jax.training import processes
+from refine_jax.training.checkpoints import read
 from refine_jax.training.log import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def run(workdir, mode):
-    """Runs two processes of two devices each; returns their statuses and what they have said."""
+def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-    environment.pop("XLA_FLAGS", None)
+        return free.getsockname()[1]
+
+
+def run(folder, module, *commands):
+    """Runs a process of two devices for each list of arguments, all at once; returns statuses, outputs, errors."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "TMPDIR": str(folder)}
+    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.two_processes", str(port), "2", str(index), str(workdir), mode],
+            [sys.executable, "-m", f"tests.training.{module}", *arguments],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index in range(2)
+        for arguments in commands
     ]
     try:
-        outputs = [process.communicate(timeout=240) for process in started]
+        # Read together: one that waits for its output to be read would keep the others waiting.
+        with concurrent.futures.ThreadPoolExecutor() as readers:
+            outputs = [*readers.map(lambda process: process.communicate(timeout=240), started)]
     finally:
         for process in started:
             process.kill()
-    lines = [[line for line in output.splitlines() if line.startswith("said ")] for output, _ in outputs]
-    said = [json.loads(found[0].removeprefix("said ")) if found else None for found in lines]
-    return [process.returncode for process in started], said, [errors for _, errors in outputs]
+    return [process.returncode for process in started], *zip(*outputs, strict=True)
 
 
-def test_two_processes_do_what_one_device_does_also_stopped_and_gone_on_with(tmp_path):
-    workdir = tmp_path / "run"
-    statuses, said, errors = run(workdir, "stop")
-    assert statuses == [0, 0], errors
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What tests/training/two_processes.py has come to: folder, statuses, what was said, errors."""
+    folder = tmp_path_factory.mktemp("two")
+    port = str(free_port())
+    statuses, outputs, errors = run(
+        folder, "two_processes", *([port, "2", str(index), str(folder)] for index in range(2))
+    )
+    lines = [[line for line in output.splitlines() if line.startswith("said ")] for output in outputs]
+    assert all(lines), errors
+    return folder, statuses, [json.loads(found.removeprefix("said ")) for (found,) in lines], errors
+
+
+def test_two_processes_do_what_one_device_does_also_stopped_and_gone_on_with(trained):
+    folder, _, said, errors = trained
+    workdir = folder / "run"
     # Process 1 was asked; both stop after the same step, and what the first has saved is named.
     assert all("victim stopped after step 2 of 6" in process["stopped"] for process in said)
-
-    statuses, said, errors = run(workdir, "")
-    assert statuses == [0, 0], errors
     for process in said:
         assert (process["devices"], process["steps"]) == (4, 6)
         assert process["apart"] < 1e-6
@@ -63,10 +78,50 @@ def test_two_processes_do_what_one_device_does_also_stopped_and_gone_on_with(tmp
     assert "epoch" not in errors[1]
 
 
-def test_a_process_that_fails_ends_the_other(tmp_path):
-    statuses, _, _ = run(tmp_path / "run", "fail")
+def test_a_process_that_fails_ends_the_other(trained):
+    _, statuses, _, _ = trained
     assert statuses[0] == 2
     assert statuses[1] != 0
+
+
+def test_a_whole_run_in_two_processes_comes_to_what_it_comes_to_on_one_device(tmp_path):
+    changes = {
+        **{"victim.name": "tiny", "victim.epochs": 1, "victim.batch_size": 48, "dataset.train_images": 96},
+        **{"defense.epochs": 1, "defense.batch_size": 48, "defense.width": 2, "defense.depth": 1, "run.log_every": 1},
+        "defense.optimizer": "sgd",  # Adam would make much of the rounding in gradients that are 0
+    }
+    stages, meeting = "--stages=victim,defend,evaluate", f"--coordinator=localhost:{free_port()}"
+    flags = ["--config=configs/digits.py", stages, "--nokeep_compiled"]
+    flags += [f"--config.{name}={value}" for name, value in changes.items()]
+    statuses, outputs, errors = run(
+        tmp_path,
+        "launched",
+        *([*flags, f"--workdir={tmp_path / 'two'}", meeting, "--processes=2", f"--process={i}"] for i in range(2)),
+        [*flags, f"--workdir={tmp_path / 'one'}", "--config.run.devices=1"],
+    )
+    assert statuses == [0, 0, 0], errors
+    # The first measures, and prints the table; the other has written to a folder that is gone.
+    assert "refine" in outputs[0]
+    assert "refine" not in outputs[1] + errors[1]
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+
+    # Two steps of the victim, and two of REFINE.
+    rows, expected = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
+    assert [(row["stage"], row["step"]) for row in rows] == [(row["stage"], row["step"]) for row in expected]
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=1e-5)
+    assert [row["gradient_norm"] for row in rows] == pytest.approx(
+        [row["gradient_norm"] for row in expected], rel=4e-2
+    )
+    for folder in ("victim", "defense/refine"):
+        (trained, _), (wanted, _) = (read(tmp_path / name / folder / "checkpoints") for name in ("two", "one"))
+        for part in ("params", "batch_stats"):
+            chex.assert_trees_all_close(trained[part], wanted[part], rtol=1e-3, atol=1e-5)
+    together, alone = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("two", "one"))
+    assert together["hashes"]["attack"] == alone["hashes"]["attack"]
+    # Of hundreds of images, rounding may move one or two across a border.
+    for name in ("ba", "asr", "ra"):
+        assert together["no_defense"][name] == pytest.approx(alone["no_defense"][name], abs=0.01)
+        assert together["defenses"]["refine"][name] == pytest.approx(alone["defenses"]["refine"][name], abs=0.01)
 
 
 @pytest.mark.parametrize(

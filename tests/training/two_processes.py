@@ -1,4 +1,4 @@
-"""One of several processes that train together; run by test_processes.py: PORT COUNT INDEX WORKDIR MODE."""
+"""One of several processes that train together; run by test_processes.py: PORT COUNT INDEX FOLDER."""
 
 import json
 import pathlib
@@ -77,13 +77,10 @@ def train_alone():
     return state.params["kernel"]
 
 
-def main():
-    """Trains, and prints a JSON object."""
-    port, count, index, workdir, mode = sys.argv[1:]
-    processes.connect(f"localhost:{port}", int(count), int(index))
+def train(workdir, mode=""):
+    """Trains in a working directory; returns what there is to say of it."""
     state, data, feed = problem()
     schedule = create_schedule(SETTINGS, feed.steps_per_epoch)
-    said = {"devices": jax.device_count()}
     with processes.own_workdir(workdir) as own:
         own = pathlib.Path(own)
         own.mkdir(exist_ok=True)
@@ -92,12 +89,24 @@ def main():
         step.mode = mode
         try:
             outcome = loop.fit("victim", step, state, data, feed, schedule, journal)
-            kernel = jax.device_get(outcome.state.params["kernel"])
-            said |= {"steps": int(outcome.state.step), "apart": float(abs(kernel - train_alone()).max())}
         except Interrupted as stopped:
-            said |= {"stopped": str(stopped)}
-        said |= {"own": str(own)}
-    print("said", json.dumps(said))
+            return {"stopped": str(stopped)}
+        kernel = jax.device_get(outcome.state.params["kernel"])
+        return {
+            "steps": int(outcome.state.step),
+            "apart": float(abs(kernel - train_alone()).max()),
+            "own": str(own),
+        }
+
+
+def main():
+    """Trains, is stopped, goes on, and prints a JSON object; then trains something else, and one process fails."""
+    port, count, index, folder = sys.argv[1:]
+    processes.connect(f"localhost:{port}", int(count), int(index))
+    workdir = pathlib.Path(folder, "run")
+    said = {"devices": jax.device_count(), **train(workdir, "stop"), **train(workdir)}
+    print("said", json.dumps(said), flush=True)
+    train(pathlib.Path(folder, "failed"), "fail")
 
 
 if __name__ == "__main__":
