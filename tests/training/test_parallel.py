@@ -37,8 +37,8 @@ def test_several_devices_do_in_float32_what_one_does_up_to_its_noise(measured):
 
 
 def test_a_training_goes_on_on_another_number_of_devices(measured):
-    assert measured["resumed"]["steps"] == 3
-    assert measured["resumed"]["params"] < 1e-4
+    assert measured["resumed"]["steps"] == 6
+    assert measured["resumed"]["params"] < 1e-6
 
 
 def test_more_devices_than_there_are_and_batches_that_cannot_be_shared_are_refused(monkeypatch):
