@@ -189,7 +189,8 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     timing = (arguments.seconds, arguments.rounds)
     rates = {precision: matrix_rate(precision, *timing) for precision in {*arguments.precision, "float32"}}
     head = ("step", "precision", "batch", "steps_per_call", "devices", "images_per_second", "share_of_matrix_rate")
-    print("".join(f"{name:>{len(name) + 2}}" for name in head))
+    widths = [max(len(name), len("evaluate")) + 2 for name in head]
+    print("".join(f"{name:>{width}}" for name, width in zip(head, widths, strict=True)))
     rows = []
 
     def add(name: str, precision: str, batch: int, per_call: int, devices: int, run: Callable[[int], int]) -> None:
@@ -199,7 +200,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             dict(zip(head, (name, precision, batch, per_call, devices, images_per_second, share), strict=True))
         )
         shown = (name, precision, batch, per_call, devices, f"{images_per_second:,.1f}", f"{share:.3f}")
-        print("".join(f"{value:>{len(title) + 2}}" for title, value in zip(head, shown, strict=True)), flush=True)
+        print("".join(f"{value:>{width}}" for value, width in zip(shown, widths, strict=True)), flush=True)
 
     grid = (arguments.precision, arguments.batch, arguments.steps_per_call, arguments.devices)
     for precision, batch, per_call, devices in itertools.product(*grid):
