@@ -13,6 +13,7 @@ from refine_jax.defenses import refine
 from refine_jax.networks import layers, registry
 from refine_jax.networks.norm import BatchNorm
 from refine_jax.networks.unet import UNet
+from refine_jax.training import parallel
 from refine_jax.training.optimizer import create_optimizer, create_schedule
 from refine_jax.training.parallel import Execution, Step
 from refine_jax.training.state import create_train_state
@@ -41,8 +42,11 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny():
+    """The network, and a compiler that does not take its time."""
+    quick = {"compiler_options": {"xla_backend_optimization_level": 0}}
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(registry.NETWORKS, "tiny", functools.partial(Net))
+        patched.setattr(parallel, "compile_training", functools.partial(jax.jit, **quick))
         yield
 
 
