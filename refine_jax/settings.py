@@ -4,8 +4,8 @@ import functools
 import json
 import math
 import numbers
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import ml_collections
 from ml_collections import config_dict
@@ -106,6 +106,29 @@ def default() -> ml_collections.ConfigDict:
             },
         }
     )
+
+
+def vary_by_attack(config: ml_collections.ConfigDict, field: str, values: Mapping[str, Any]) -> None:
+    """Lets a field's value follow the attack that is chosen, now or later, until the field itself is set.
+
+    Args:
+        config: From `default`.
+        field: Dotted name.
+        values: Name of an attack to the value with it; with the others the field stays what it is.
+    """
+    section, _, name = field.rpartition(".")
+    parent = functools.reduce(lambda config, part: config[part], section.split("."), config)
+    kind, otherwise = parent.get_type(name), parent[name]
+    follow = _Operation(lambda _, attack: values.get(attack, otherwise), (config.attack.get_ref("name"),))
+    # A lazy reference; what it is made with is not used, but must not be None.
+    parent[name] = config_dict.FieldReference(kind(), field_type=kind, op=follow)
+
+
+class _Operation(NamedTuple):
+    """What a lazy reference of ml_collections computes: fn(its own value, *args)."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
 
 
 def complete(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -55,3 +55,18 @@ def test_defend_without_a_checkpoint_is_told_so():
         settings.complete(get_config("defend.py"))
     with pytest.raises(SettingError, match=r"config = 'configs/defend.py:tiny'"):
         get_config("defend.py", "tiny")
+
+
+def test_the_small_cifar_gives_each_attack_what_it_needs():
+    config = get_config("cifar.py", "mini")
+
+    def resolved(name):
+        config.attack.name = name
+        values = settings.complete(config)
+        return values["victim"]["epochs"], values["attack"]["rate"], values["attack"][name].get("cover_rate")
+
+    assert resolved("badnets") == (2, None, None)
+    assert resolved("wanet") == (6, None, None)
+    assert resolved("adaptive_patch") == (6, 0.03, 0.06)
+    config.victim.epochs = 3
+    assert resolved("wanet")[0] == 3

@@ -263,3 +263,24 @@ def test_differences_name_what_changed_came_and_went():
         "new: not there -> 'x'",
     ]
     assert settings.differences(old, json.loads(json.dumps(old))) == []
+
+
+def test_a_field_follows_the_attack_until_it_is_set():
+    config = settings.default()
+    settings.vary_by_attack(config, "attack.rate", {"adaptive_patch": 0.03})
+    settings.vary_by_attack(config, "victim.epochs", {"wanet": 6})
+
+    def resolved(name):
+        config.attack.name = name
+        values = settings.complete(config)
+        return values["attack"]["rate"], values["victim"]["epochs"]
+
+    # The name may be chosen, and chosen again, after the field was made to follow it, as flags do.
+    assert resolved("wanet") == (None, 6)
+    assert resolved("adaptive_patch") == (0.03, 150)
+    assert resolved("badnets") == (None, 150)
+    config.attack.rate = 0.2
+    config.victim.epochs = 3
+    assert resolved("adaptive_patch") == resolved("wanet") == (0.2, 3)
+    with pytest.raises(TypeError):
+        config.victim.epochs = "many"
