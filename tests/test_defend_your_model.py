@@ -26,7 +26,7 @@ def train_on_poisoned(digits, attack):
     torch_resnets.torch.manual_seed(0)
     poisoned = attack.poison(digits.train.images, digits.train.labels, jax.random.key(0))
     images = torch_resnets.tensors(np.asarray(poisoned.images[:]), MEAN, STD)
-    return torch_resnets.train(torch_resnets.ResNet18(width=8), images, poisoned.labels, epochs=3)
+    return torch_resnets.train(torch_resnets.ResNet18(width=8), images, poisoned.labels, epochs=8)
 
 
 def test_the_page_leads_from_a_file_of_pytorch_to_a_defended_model(tmp_path):

@@ -8,8 +8,8 @@ import pytest
 
 from fuzz import kill_runs
 
-# Three kills of a run with hardly any steps; fuzz/kill_runs.py does twenty of a longer one.
-KILLS = int(os.environ.get("REFINE_JAX_KILLS", "3"))
+# Two kills of a run with hardly any steps; fuzz/kill_runs.py does twenty of a longer one.
+KILLS = int(os.environ.get("REFINE_JAX_KILLS", "2"))
 SMALL = (
     *kill_runs.SMALL,
     *("--config.victim.epochs=2", "--config.defense.epochs=2", "--stages=victim,defend,evaluate"),

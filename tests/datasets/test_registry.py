@@ -24,7 +24,7 @@ def test_directories_are_handed_on(monkeypatch):
 
 
 def test_options_are_those_that_a_data_set_takes():
-    assert datasets.options("imagenet50") == ("root", "classes", "per_class")
+    assert datasets.options("imagenet50") == ("root", "classes", "per_class", "image_size", "decoded")
     assert datasets.options("cifar10") == ()
 
 
