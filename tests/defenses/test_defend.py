@@ -76,10 +76,10 @@ def test_a_function_is_defended_as_the_same_network_is(classifier, images):
 
     expected = defend(classifier, images, SMALL)
     defended = defend(predict, images, SMALL, num_classes=K)
-    chex.assert_trees_all_close(defended.unet_variables, expected.unet_variables, rtol=1e-5)
+    chex.assert_trees_all_close(defended.unet_variables, expected.unet_variables, rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_equal(defended.permutation, expected.permutation)
     inputs = images / np.float32(255)
-    np.testing.assert_allclose(defended(inputs), expected(inputs), rtol=1e-4)
+    np.testing.assert_allclose(defended(inputs), expected(inputs), rtol=1e-4, atol=1e-6)
 
     with_weights = defend(
         lambda variables, images: classifier.network.apply(variables, classifier.preprocess(images)),
@@ -87,7 +87,7 @@ def test_a_function_is_defended_as_the_same_network_is(classifier, images):
         SMALL,
         variables=classifier.variables,
     )
-    chex.assert_trees_all_close(with_weights.unet_variables, expected.unet_variables, rtol=1e-5)
+    chex.assert_trees_all_close(with_weights.unet_variables, expected.unet_variables, rtol=1e-5, atol=1e-6)
     assert len(jax.tree.leaves(with_weights.classifier)) == len(jax.tree.leaves(classifier))
 
 
