@@ -365,3 +365,21 @@ def test_an_export_answers_as_the_run_and_is_made_once_for_its_figures(done, fol
         pipeline.run(config(), str(work), ["export"])
     pipeline.run(config(defense__sup_weight=0.2), str(work), ["victim"], overwrite=True)
     assert not (work / "export").exists()  # is of a defense that is not there any more
+
+
+@pytest.mark.parametrize(
+    ("processes", "index", "stages", "expected"),
+    [
+        (1, 0, pipeline.STAGES, [["victim", "defend", "evaluate", "export"]]),
+        (2, 0, pipeline.STAGES, [["victim"], ["defend", "evaluate", "export"]]),
+        (2, 1, pipeline.STAGES, [["victim"], ["defend"]]),
+        (2, 0, ["evaluate"], [["evaluate"]]),
+        (2, 1, ["evaluate"], [[]]),
+    ],
+)
+def test_processes_take_as_many_turns_and_the_first_does_alone_what_is_no_training(
+    monkeypatch, processes, index, stages, expected
+):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    assert pipeline.turns(stages) == expected

@@ -23,6 +23,8 @@ SETTINGS = {
     **{"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0, "schedule": "multistep", "learning_rate": 0.1},
     **{"milestones": (), "decay": 1.0, "epochs": 1},
 }
+# A compiler that does not take its time.
+QUICK = {"xla_backend_optimization_level": 0}
 EXECUTIONS = {precision: Execution(precision=precision) for precision in ("float32", "bfloat16")}
 
 
@@ -42,11 +44,9 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny():
-    """The network, and a compiler that does not take its time."""
-    quick = {"compiler_options": {"xla_backend_optimization_level": 0}}
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(registry.NETWORKS, "tiny", functools.partial(Net))
-        patched.setattr(parallel, "compile_training", functools.partial(jax.jit, **quick))
+        patched.setattr(parallel, "compile_training", functools.partial(jax.jit, compiler_options=QUICK))
         yield
 
 
@@ -106,9 +106,9 @@ def test_a_step_in_bfloat16_is_near_that_in_float32(steps, name):
 
 def test_a_classifier_computes_in_bfloat16_and_answers_in_float32():
     images = jnp.asarray(np.random.default_rng(1).random((4, SIDE, SIDE, 3)), jnp.float32)
-    variables = jax.jit(Net(K).init)(jax.random.key(0), images)
+    variables = jax.jit(Net(K).init, compiler_options=QUICK)(jax.random.key(0), images)
     classifier = Classifier("tiny", variables, K, (0.5,) * 3, (0.25,) * 3)
-    call = jax.jit(lambda classifier, images: classifier(images))
+    call = jax.jit(lambda classifier, images: classifier(images), compiler_options=QUICK)
     exact, near = call(classifier, images), call(classifier.computing_in("bfloat16"), images)
     assert near.dtype == jnp.float32
     np.testing.assert_allclose(near, exact, rtol=0.05, atol=0.05)
