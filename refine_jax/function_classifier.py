@@ -77,10 +77,7 @@ def wrap(
     try:
         shape = jax.eval_shape(classifier, images)
     except Exception as error:  # the function's own
-        reason = str(error).partition("\n")[0]
-        raise SettingError(
-            "classifier", name, f"{_WANTED}; this one raises {type(error).__name__}: {reason}"
-        ) from error
+        raise SettingError("classifier", name, f"{_WANTED}; this one raises {_shown(error)}") from error
     shown = getattr(shape, "shape", None)
     if shown is None or len(shown) != 2 or shown[0] != 2 or not jnp.issubdtype(shape.dtype, jnp.floating):
         raise SettingError("classifier", name, f"{_WANTED}; of 2 images this one makes {shape}")
@@ -91,10 +88,7 @@ def wrap(
     try:
         gradient = np.asarray(jax.grad(lambda images: (classifier(images) * weights).sum())(images))
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise SettingError(
-            "classifier", name, f"{_WANTED}, with a gradient; {type(error).__name__}: {reason}"
-        ) from error
+        raise SettingError("classifier", name, f"{_WANTED}, with a gradient; {_shown(error)}") from error
     if not gradient.any() or not np.isfinite(gradient).all():
         raise SettingError("classifier", name, f"{_WANTED}, through which a gradient comes that is finite and not 0")
     return classifier
