@@ -8,9 +8,8 @@ The paper does not name its 50 classes: these are the project's own draw. Cost: 
 the two trainings; meant for a GPU. No figures were measured yet, nor the time that it takes.
 
 ':mini' takes ten classes, such as those of Imagenette, images of half the side, narrow networks and few epochs, for a
-2-core CPU. Its cost, from a few hundred steps of each training: 7 minutes for the victim and 42 for REFINE on one core
-by itself, about half of that on two idle ones. It has not been run to the end yet: a victim trained for 3 epochs, as a
-trial, had a BA of 57 % and an ASR of 90 %.
+2-core CPU. Its cost is not measured; meant is under an hour for both trainings. It has not been run to the end yet: a
+victim trained for 3 epochs, as a trial, had a BA of 57 % and an ASR of 90 %.
 """
 
 import ml_collections
