@@ -9,6 +9,7 @@ answer. docs/metrics.md says what the figures are.
 
 import argparse
 import ast
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,16 +21,16 @@ from refine_jax import attacks, datasets, environment, evaluation, export, victi
 from refine_jax.attacks import kept
 from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
-from refine_jax.datasets import folder_files, folder_pictures
+from refine_jax.datasets import class_folders
 from refine_jax.errors import DataError, RefineError, SettingError, WorkdirError, did_you_mean
-from refine_jax.files import hash_arrays, read_json, write_arrays, write_json
+from refine_jax.files import read_json, read_record, write_arrays, write_json
 from refine_jax.opening import load_dataset
 from refine_jax.report.tables import text_table
 from refine_jax.triggered import known_labels
 from refine_jax.workdir import Workdir
 
 SCHEMA = 1
-STATUS_ERROR = 2
+STATUS_ERROR, STATUS_STOPPED = 2, 130
 Predict = Callable[[Any], Any]
 
 
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         RefineError: Something that the user can mend.
     """
     given = parser().parse_args(argv)
+    for flag, path in (("--output", given.output), ("--images", given.images)):
+        _check_place(flag, path)
     if given.export:
         exported, described = export.load(given.export), given.export
         manifest, permutation = exported.manifest, exported.permutation
@@ -106,23 +109,23 @@ def parser() -> argparse.ArgumentParser:
     return command_line
 
 
+def _check_place(flag: str, path: pathlib.Path | None) -> None:
+    """Refuses a file that could not be written in the end."""
+    if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+        raise SettingError(flag, str(path), "a file in a folder that is there and can be written to")
+
+
 def _load_victim(directory: pathlib.Path) -> tuple[Classifier, dict[str, Any], list[str] | None, tuple[int, int]]:
     """Returns the victim of a run, and its data set's settings, class names and image size."""
     work = Workdir(directory)
     record = work.victim / "stage.json"
     if not record.is_file():
         raise WorkdirError(f"{directory} is no working directory with a victim: {record} is not there")
-    stage, settings = read_json(record), read_json(work.settings)
-    if not isinstance(stage, dict) or not stage.get("outcome"):
+    stage, settings = read_record(record, ("schema", "settings", "outcome")), read_json(work.settings)
+    if not stage.get("outcome"):
         raise WorkdirError(f"{directory} holds no finished victim: stage 'victim' does that")
     outcome, dataset = stage["outcome"], load_dataset(settings)
-    variables = victim.load(record.parent / "checkpoints")
-    if hash_arrays(variables) != outcome["victim_sha256"]:
-        raise WorkdirError(f"the weights in {record.parent} are not those that were trained")
-    if "classifier" in outcome:
-        classifier = Classifier.from_description(outcome["classifier"], variables)
-    else:  # the first versions have not noted it
-        classifier = victim.to_classifier(variables, dataset, settings["victim"])
+    classifier = victim.load_classifier(record.parent, outcome, dataset, settings["victim"])
     return classifier, settings["dataset"], list(dataset.class_names) or None, dataset.image_size
 
 
@@ -136,7 +139,7 @@ def _read_clean(
         if not pathlib.Path(given.data).is_dir():
             there = ", ".join(datasets.names()) + did_you_mean(given.data, datasets.names())
             raise SettingError("--data", given.data, f"{there}, or a folder of pictures")
-        images, labels = _read_folder("--data", pathlib.Path(given.data), names, image_size)
+        images, labels = class_folders.read("--data", given.data, names or (), image_size, "clean images")
         return images, labels, names
     section = dict(section or {}) if given.data is None else {"name": given.data, "train_images": None}
     if given.data_dir:
@@ -150,40 +153,14 @@ def _read_clean(
     return test.images, known_labels(test), names or list(dataset.class_names) or None
 
 
-def _read_folder(
-    flag: str, folder: pathlib.Path, names: list[str] | None, image_size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the pictures of a folder, at the size that they must have, and what the class folders say."""
-    changes = folder_files.Changes()
-    tree = folder_files.read_tree(folder, changes, flag)
-    if not tree.files:
-        raise DataError(f"{folder} holds no picture ({', '.join(folder_files.SUFFIXES)}){changes.summary()}")
-    numbers = [_class_number(flag, name, names) for name in tree.classes]
-    files = [(path, numbers[position] if numbers else 0) for path, position in tree.files]
-    side = image_size[0] if image_size[0] == image_size[1] else None
-    images, labels = folder_pictures.read_pictures(folder, files, side, changes)
-    changes.tell(flag)
-    if images.shape[1:3] != image_size:
-        raise SettingError(flag, str(folder), f"pictures of {image_size[1]} x {image_size[0]} pixels")
-    return images, labels if numbers else None
-
-
-def _class_number(flag: str, name: str, names: list[str] | None) -> int:
-    if names and name in names:
-        return names.index(name)
-    if name.isdecimal():
-        return int(name)
-    allowed = f"{', '.join(names)}{did_you_mean(name, names)}" if names else "numbers, as this export names no classes"
-    raise SettingError(f"a class folder of {flag}", name, allowed)
-
-
 def _read_triggered(
     given: argparse.Namespace, images: np.ndarray, labels: np.ndarray | None, names: list[str] | None
 ) -> tuple[np.ndarray | None, np.ndarray | None, int, dict[str, Any] | None]:
     """Returns triggered images and their labels, None where none are asked for, the target, and what they are."""
     if given.triggered is not None:
         target = given.target or 0
-        triggered, triggered_labels = _read_folder("--triggered", given.triggered, names, images.shape[1:3])
+        place, size = given.triggered, images.shape[1:3]
+        triggered, triggered_labels = class_folders.read("--triggered", place, names or (), size, "triggered images")
         if triggered_labels is None:
             raise SettingError("--triggered", str(given.triggered), "folders called as the pictures' true classes")
         return triggered, triggered_labels, target, {"triggered": str(given.triggered), "target": target}
@@ -241,3 +218,6 @@ if __name__ == "__main__":
     except RefineError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(STATUS_ERROR)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(STATUS_STOPPED)

@@ -20,7 +20,7 @@ from refine_jax import networks, victim
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.images import Dataset
 from refine_jax.errors import DataError, RefineError, SettingError
-from refine_jax.files import hash_arrays, read_record
+from refine_jax.files import read_record
 from refine_jax.interop import checkpoint_formats, torch_weights
 from refine_jax.interop.checkpoint_formats import Checkpoint, Pictures
 
@@ -118,9 +118,7 @@ def _read_run(path: pathlib.Path, name: str) -> tuple[Checkpoint, dict[str, Any]
         ) from error
     if theirs != name:
         raise SettingError("victim.name", name, f"{theirs}, as {folder} has")
-    variables = victim.load(folder / "checkpoints")
-    if hash_arrays(variables) != sha256:
-        raise DataError(f"the weights in {folder / 'checkpoints'} are not those that were trained")
+    variables = victim.load(folder, sha256)
     known = {part: described[part] for part in ("mean", "std", "channels", "input_size")}
     options = {**described["options"], "num_classes": described["num_classes"]}
     return Checkpoint("refine-jax", None, known, None), options, variables

@@ -132,19 +132,13 @@ def train_benign_classifier(run: Run) -> Classifier:
 
 def load_victim(run: Run) -> tuple[Attack | None, Classifier]:
     """Reads victim and, where it was planted here, attack from where they were left; holds them to their hashes."""
-    outcome, checkpoints = run.victim.require("victim"), checkpoints_of(run.victim)
-    variables, attack = victim.load(checkpoints), None
+    outcome, attack = run.victim.require("victim"), None
     if run.imported is None:
         planted = kept.load(run.attack_folder)
         if planted.sha256 != outcome["attack_sha256"]:
             raise WorkdirError(f"{run.attack_folder} is not the attack that the victim beside it was trained with")
         attack = planted.attack
-    if hash_arrays(variables) != outcome["victim_sha256"]:
-        raise WorkdirError(f"the weights in {checkpoints} are not those that were trained")
-    if "classifier" in outcome:
-        return attack, Classifier.from_description(outcome["classifier"], variables)
-    # The first versions have not noted it.
-    return attack, victim.to_classifier(variables, run.dataset, run.settings["victim"])
+    return attack, victim.load_classifier(run.victim.folder, outcome, run.dataset, run.settings["victim"])
 
 
 def train_defenses(run: Run) -> None:

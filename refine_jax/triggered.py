@@ -2,21 +2,19 @@
 
 import dataclasses
 import os
-import pathlib
-from collections.abc import Sequence
 
 import numpy as np
 
 from refine_jax.attacks.trigger import Attack
-from refine_jax.datasets import folder_files, folder_pictures
+from refine_jax.datasets import class_folders, folder_files
 from refine_jax.datasets.folder_files import Changes, shown
 from refine_jax.datasets.images import Dataset, Split
-from refine_jax.errors import DataError, SettingError, did_you_mean
+from refine_jax.errors import DataError, SettingError
 from refine_jax.files import hash_arrays
 from refine_jax.interop.checkpoint_formats import Pictures
 
 FIELD = "attack.triggered_root"
-_ALLOWED = "a folder of class folders, by the true class, of triggered pictures"
+_WHAT = "triggered images"  # in the log
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,15 +59,10 @@ def of_folder(root: str | os.PathLike, dataset: Dataset, target: int) -> Trigger
         SettingError: There is no such folder, or a folder in it is of no class.
         DataError: There is no picture that can be read.
     """
-    place = pathlib.Path(root).expanduser().absolute()
-    if not place.is_dir():
-        raise SettingError(FIELD, str(root), _ALLOWED)
-    changes = Changes()
-    tree = folder_files.read_tree(place, changes, FIELD)
-    if not tree.classes:
-        raise SettingError(FIELD, str(root), f"{_ALLOWED}; this one has no folders")
-    labels = [_label(name, dataset.class_names) for name in tree.classes]
-    return _read(place, [(path, labels[position]) for path, position in tree.files], dataset, target, changes)
+    images, labels = class_folders.read(FIELD, root, dataset.class_names, dataset.image_size, _WHAT)
+    if labels is None:
+        raise SettingError(FIELD, str(root), "a folder of class folders, by the true class; this one has no folders")
+    return Triggered(images, labels, target)
 
 
 def beside_checkpoint(pictures: Pictures, dataset: Dataset) -> Triggered:
@@ -94,28 +87,5 @@ def beside_checkpoint(pictures: Pictures, dataset: Dataset) -> Triggered:
             f"{shown(pictures.folder)}: the checkpoint says that its triggered pictures are of the classes "
             f"{sorted(classes)}, and there are {dataset.num_classes}"
         )
-    return _read(pictures.folder, files, dataset, pictures.target, changes)
-
-
-def _label(name: str, class_names: Sequence[str]) -> int:
-    """The class that a folder's name says."""
-    if name in class_names:
-        return class_names.index(name)
-    if name.isdecimal() and int(name) < len(class_names):
-        return int(name)
-    allowed = f"a class, 0 to {len(class_names) - 1}, or its name{did_you_mean(name, class_names)}"
-    raise SettingError(f"a folder in {FIELD}", name, allowed)
-
-
-def _read(place: pathlib.Path, files: list, dataset: Dataset, target: int, changes: Changes) -> Triggered:
-    if not files:
-        raise DataError(f"{shown(place)} holds no triggered picture{changes.summary()}")
-    height, width = dataset.image_size
-    images, labels = folder_pictures.read_pictures(place, files, height if height == width else None, changes)
-    if images.shape[1:3] != dataset.image_size:
-        found = f"{images.shape[2]} x {images.shape[1]}"
-        raise DataError(
-            f"{shown(place)} holds pictures of {found} pixels, and the test images have {width} x {height}"
-        )
-    changes.tell("triggered images")
-    return Triggered(images, labels, target)
+    images, labels = class_folders.read_files(pictures.folder, files, dataset.image_size, changes, _WHAT)
+    return Triggered(images, labels, pictures.target)

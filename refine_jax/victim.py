@@ -18,6 +18,8 @@ from refine_jax.datasets import stream
 from refine_jax.datasets.augment import random_flip
 from refine_jax.datasets.feed import Feed, batch_images
 from refine_jax.datasets.images import Dataset
+from refine_jax.errors import WorkdirError
+from refine_jax.files import hash_arrays
 from refine_jax.keys import named_key
 from refine_jax.training import loop
 from refine_jax.training.checkpoints import read
@@ -158,10 +160,42 @@ def train_step(
     return step
 
 
-def load(checkpoints: pathlib.Path) -> dict[str, Any]:
-    """Returns the variables of the victim that a training has left in a folder of checkpoints."""
+def load(folder: pathlib.Path, sha256: str) -> dict[str, Any]:
+    """Returns the variables of the victim that a stage has left in its folder.
+
+    Args:
+        folder: Of the stage.
+        sha256: What their hash was then.
+
+    Raises:
+        WorkdirError: They cannot be read, or are others.
+    """
+    checkpoints = folder / "checkpoints"
     arrays, _ = read(checkpoints)
-    return {"params": arrays["params"], "batch_stats": arrays["batch_stats"]}
+    variables = {"params": arrays["params"], "batch_stats": arrays["batch_stats"]}
+    if hash_arrays(variables) != sha256:
+        raise WorkdirError(f"the weights in {checkpoints} are not those that were trained")
+    return variables
+
+
+def load_classifier(
+    folder: pathlib.Path, outcome: Mapping[str, Any], dataset: Dataset, settings: Mapping[str, Any]
+) -> Classifier:
+    """Returns the victim that a stage has left in its folder.
+
+    Args:
+        folder: Of the stage.
+        outcome: What its record says that it has come to.
+        dataset: That it was trained on.
+        settings: The section 'victim' of the configuration.
+
+    Raises:
+        WorkdirError: As `load`.
+    """
+    variables = load(folder, outcome["victim_sha256"])
+    if "classifier" in outcome:
+        return Classifier.from_description(outcome["classifier"], variables)
+    return to_classifier(variables, dataset, settings)  # the first versions have not noted it
 
 
 def to_classifier(variables: Any, dataset: Dataset, settings: Mapping[str, Any]) -> Classifier:

@@ -89,10 +89,12 @@ def test_what_cannot_be_is_refused_in_a_sentence(done, folder, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, kind, message in (
         ((f"--export={tmp_path}",), DataError, "holds no export"),
+        ((export, f"--output={tmp_path / 'none' / 'x.json'}"), SettingError, "--output = .*a folder that is there"),
+        ((export, f"--images={tmp_path}"), SettingError, "--images = .*a file in a folder"),
         ((f"--victim={tmp_path}",), WorkdirError, "is no working directory with a victim"),
         ((export, "--data=mede"), SettingError, "--data = 'mede': allowed: .*did you mean 'made'"),
-        ((export, f"--data={tmp_path / 'named'}"), SettingError, "folder of --data = 'cc': allowed: a, b, c, d"),
-        ((export, f"--data={tmp_path / 'numbered'}"), DataError, "--data has the class 7, and the classifier knows 4"),
+        ((export, f"--data={tmp_path / 'named'}"), SettingError, "folder of --data = 'cc': allowed: a, b, c, d, or"),
+        ((export, f"--data={tmp_path / 'numbered'}"), SettingError, "folder of --data = '7': allowed: .* 0 to 3"),
         ((export, f"--data={tmp_path / 'empty'}"), DataError, "holds no picture"),
         ((export, "--attack=badnet"), SettingError, "did you mean 'badnets'"),
         ((export, "--attack=badnets", "--option=weight"), SettingError, "--option = 'weight': allowed: NAME=VALUE"),

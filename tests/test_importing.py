@@ -236,7 +236,9 @@ def test_a_folder_of_triggered_pictures_has_their_true_classes(tmp_path):
     np.testing.assert_array_equal(shown.labels, shown.images[:, 0, 0, 0])
     (tmp_path / "cat").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "cat" / "a.png")
-    with pytest.raises(SettingError, match=r"a folder in attack.triggered_root = 'cat': allowed: a class, 0 to 4"):
+    with pytest.raises(
+        SettingError, match=r"a class folder of attack.triggered_root = 'cat': allowed: a, b, .*0 to 4"
+    ):
         triggered.of_folder(tmp_path, dataset(), 1)
     with pytest.raises(SettingError, match=r"attack.triggered_root = .*this one has no folders"):
         triggered.of_folder(tmp_path / "cat", dataset(), 1)

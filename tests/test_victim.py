@@ -10,7 +10,8 @@ import pytest
 from refine_jax import victim
 from refine_jax.attacks.poisoning import Poisoned
 from refine_jax.datasets.images import Dataset, Split
-from refine_jax.errors import SettingError
+from refine_jax.errors import SettingError, WorkdirError
+from refine_jax.files import hash_arrays
 from refine_jax.networks import registry
 from refine_jax.training import loop, parallel
 from refine_jax.training.parallel import ONE_DEVICE, Execution
@@ -122,7 +123,10 @@ def test_the_network_is_asked_to_rematerialize(dataset):
 def test_a_trained_victim_is_loaded_as_it_was_left(dataset, tmp_path):
     journal = loop.Journal(tmp_path / "checkpoints", tmp_path / "metrics.jsonl", {}, 1, 60.0)
     outcome = train(dataset, journal)
-    variables = victim.load(tmp_path / "checkpoints")
+    sha256 = hash_arrays(outcome.state.variables)
+    variables = victim.load(tmp_path, sha256)
+    with pytest.raises(WorkdirError, match="are not those that were trained"):
+        victim.load(tmp_path, "0" * 64)
     chex.assert_trees_all_equal(variables, jax.device_get(outcome.state.variables))
     classifier = victim.to_classifier(variables, dataset, SETTINGS)
     images = dataset.test.images / np.float32(255)

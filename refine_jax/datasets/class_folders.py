@@ -1,0 +1,85 @@
+"""Pictures in folders called as their classes, at the size and with the classes that are known already."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from refine_jax.datasets import folder_files, folder_pictures
+from refine_jax.datasets.folder_files import Changes, shown
+from refine_jax.errors import DataError, SettingError, did_you_mean
+
+
+def read(
+    field: str, root: str | os.PathLike, class_names: Sequence[str], image_size: tuple[int, int], what: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Reads the pictures of a folder; those that cannot be taken are left out and said.
+
+    Args:
+        field: Name of the setting or flag that the folder is from.
+        root: Holds folders of pictures, each called by their class: its name, or its number. Or pictures alone.
+        class_names: In the order of the classes; none where only numbers can be meant.
+        image_size: (H, W) that the pictures are brought to where it is square, and must have in any case.
+        what: They are, for the log.
+
+    Returns:
+        (images uint8 [N, H, W, 3], labels int32 [N], None where the folder has no class folders).
+
+    Raises:
+        SettingError: There is no such folder, or a folder in it is of no class.
+        DataError: There is no picture that can be read, or they have another size.
+    """
+    place, changes = pathlib.Path(root).expanduser().absolute(), Changes()
+    if not place.is_dir():
+        raise SettingError(field, str(root), "a folder of pictures, in folders called as their classes")
+    tree = folder_files.read_tree(place, changes, field)
+    numbers = [_number(field, name, class_names) for name in tree.classes]
+    files = [(path, numbers[position] if numbers else 0) for path, position in tree.files]
+    images, labels = read_files(place, files, image_size, changes, what)
+    return images, labels if numbers else None
+
+
+def read_files(
+    place: pathlib.Path, files: Sequence[tuple[str, int]], image_size: tuple[int, int], changes: Changes, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads pictures that are known by name.
+
+    Args:
+        place: The folder.
+        files: Paths below it, and the label of each.
+        image_size: As in `read`.
+        changes: What was left out so far; what is now is added, and all of it is said.
+        what: They are, for the log.
+
+    Returns:
+        (images uint8 [N, H, W, 3], labels int32 [N]).
+
+    Raises:
+        DataError: There is no picture that can be read, or they have another size.
+    """
+    if not files:
+        raise DataError(
+            f"{shown(place)} holds no picture ({', '.join(folder_files.SUFFIXES)}) to be taken{changes.summary()}"
+        )
+    height, width = image_size
+    images, labels = folder_pictures.read_pictures(place, files, height if height == width else None, changes)
+    if images.shape[1:3] != (height, width):
+        found = f"{images.shape[2]} x {images.shape[1]}"
+        raise DataError(f"{shown(place)} holds pictures of {found} pixels: {width} x {height} are needed")
+    changes.tell(what)
+    return images, labels
+
+
+def _number(field: str, name: str, class_names: Sequence[str]) -> int:
+    """The class that a folder's name says."""
+    if name in class_names:
+        return class_names.index(name)
+    if name.isdecimal() and (not class_names or int(name) < len(class_names)):
+        return int(name)
+    if class_names:
+        names = ", ".join(class_names)
+        allowed = f"{names}, or a number, 0 to {len(class_names) - 1}{did_you_mean(name, class_names)}"
+    else:
+        allowed = "a class's number, as no names are known"
+    raise SettingError(f"a class folder of {field}", name, allowed)

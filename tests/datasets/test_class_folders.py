@@ -1,0 +1,60 @@
+"""Pictures in folders called as classes that are known already."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refine_jax.datasets import class_folders
+from refine_jax.errors import DataError, SettingError
+
+
+@pytest.fixture
+def root(tmp_path):
+    for folder, gray in (("dog", 10), ("0", 20), ("11", 30)):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (6, 4), gray).save(tmp_path / folder / "x.png")
+    return tmp_path
+
+
+def read(root, names, size=(4, 4)):
+    return class_folders.read("--data", root, names, size, "images")
+
+
+def test_a_folder_is_called_by_its_classes_name_or_number(root):
+    names = [f"class {number}" for number in range(11)] + ["dog"]
+    images, labels = read(root, names)
+    assert images.shape == (3, 4, 4, 3)
+    assert {int(image[0, 0, 0]): int(label) for image, label in zip(images, labels, strict=True)} == {
+        10: 11,
+        20: 0,
+        30: 11,
+    }
+
+
+def test_without_names_any_number_is_a_class_and_no_name_is(root):
+    with pytest.raises(SettingError, match="a class folder of --data = 'dog': allowed: a class's number"):
+        read(root, ())
+    (root / "dog").rename(root / "7")
+    assert sorted(read(root, ())[1].tolist()) == [0, 7, 11]
+
+
+def test_a_number_beyond_the_classes_is_refused(root):
+    with pytest.raises(SettingError, match=r"a class folder of --data = '11': allowed: cat, dog, or a number, 0 to 1"):
+        read(root, ("cat", "dog"))
+
+
+def test_pictures_without_folders_have_no_labels(root):
+    images, labels = read(root / "dog", ("cat", "dog"))
+    assert len(images) == 1
+    assert labels is None
+
+
+def test_what_cannot_be_is_said(root, tmp_path):
+    with pytest.raises(SettingError, match=r"--data = .*none"):
+        read(root / "none", ())
+    with pytest.raises(DataError, match="pictures of 6 x 4 pixels: 6 x 5 are needed"):
+        read(root / "dog", (), (5, 6))
+    np.save(tmp_path / "0" / "y.npy", np.zeros(1))
+    (tmp_path / "0" / "x.png").unlink()
+    with pytest.raises(DataError, match="holds no picture"):
+        read(root / "0", ())
