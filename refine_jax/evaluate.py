@@ -30,7 +30,7 @@ from refine_jax.triggered import known_labels
 from refine_jax.workdir import Workdir
 
 SCHEMA = 1
-STATUS_ERROR, STATUS_STOPPED = 2, 130
+STATUS_ERROR, STATUS_STORAGE, STATUS_STOPPED = 2, 74, 130
 Predict = Callable[[Any], Any]
 
 
@@ -218,6 +218,9 @@ if __name__ == "__main__":
     except RefineError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(STATUS_ERROR)
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(STATUS_STORAGE)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(STATUS_STOPPED)

@@ -1,0 +1,143 @@
+"""REFINE's settings: the presets and their fields, what they mean to the objective, and what is impossible."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from refine_jax.errors import SettingError, choose, did_you_mean
+from refine_jax.losses import mapped_binary_cross_entropy, mapped_cross_entropy
+from refine_jax.training import optimizer
+
+LOSSES = {"cross_entropy": mapped_cross_entropy, "binary_cross_entropy": mapped_binary_cross_entropy}
+UNET_INPUTS = ("unit", "normalized")
+
+PRESETS = {
+    # What the paper states.
+    "paper": {"loss": "cross_entropy", "temperature": 0.1, "base_temperature": None, "unet_input": "unit"},
+    # What the authors' released program computes.
+    "authors_code": {
+        "loss": "binary_cross_entropy",
+        "temperature": 0.07,
+        "base_temperature": 0.07,
+        "unet_input": "normalized",
+    },
+}
+
+# The section 'defense' of a configuration. None in a field of PRESETS: what the preset says.
+DEFAULTS = {
+    "preset": "paper",
+    "loss": None,
+    "temperature": None,
+    "base_temperature": None,
+    "unet_input": None,
+    "sup_weight": 0.1,
+    "width": 64,
+    "depth": 4,
+    "data_fraction": 1.0,
+    **optimizer.DEFAULTS,
+    "batch_size": 256,
+    "learning_rate": 0.01,
+    "decay": 0.8,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What the U-Net is asked for, nothing left open.
+
+    Attributes:
+        loss: Key of `LOSSES`.
+        temperature: Of the contrastive loss.
+        base_temperature: Of the contrastive loss; None: no factor in front of it.
+        unet_input: 'unit': the U-Net sees images in [0, 1], and the classifier preprocesses T(x) as it does
+            any image. 'normalized': the U-Net sees what the classifier's preprocessing makes of the image, and
+            T(x) goes to the network as it is.
+        sup_weight: Weight of the contrastive loss; 0 leaves it out.
+    """
+
+    loss: str
+    temperature: float
+    base_temperature: float | None
+    unet_input: str
+    sup_weight: float
+
+    @classmethod
+    def of(cls, settings: "Mapping[str, Any] | Objective | None") -> "Objective":
+        """Fills settings up from their preset.
+
+        Args:
+            settings: The section 'defense' of a configuration, a mapping with some of its fields, or None for
+                the paper's. `base_temperature` = 0 means no factor, as None does in a plain mapping; in a
+                ConfigDict None means the preset's.
+        """
+        if isinstance(settings, Objective):
+            return settings
+        given = _given(settings)
+        preset = PRESETS[choose("defense.preset", given.get("preset", DEFAULTS["preset"]), PRESETS)]
+        values: dict[str, Any] = {"sup_weight": DEFAULTS["sup_weight"], **preset}
+        values |= {name: given[name] for name in values if name in given}
+        values["base_temperature"] = values["base_temperature"] or None
+        choose("defense.loss", values["loss"], LOSSES)
+        choose("defense.unet_input", values["unet_input"], UNET_INPUTS)
+        return cls(**values)
+
+
+def check(prefix: str, settings: Mapping[str, Any], num_images: int, image_size: tuple[int, int]) -> None:
+    """Refuses what REFINE cannot be trained with.
+
+    Args:
+        prefix: Name of the section, for the error.
+        settings: The section 'defense' of a configuration, whole.
+        num_images: Clean images there are.
+        image_size: (H, W).
+
+    Raises:
+        SettingError: The first setting that is impossible.
+    """
+    optimizer.check(prefix, settings)
+    wanted = Objective.of(settings)
+    if not 0 < wanted.temperature < np.inf:
+        raise SettingError(f"{prefix}.temperature", wanted.temperature, "a number above 0")
+    if wanted.base_temperature is not None and not 0 < wanted.base_temperature < np.inf:
+        raise SettingError(f"{prefix}.base_temperature", wanted.base_temperature, "0 (no factor) or more")
+    if not 0 <= wanted.sup_weight < np.inf:
+        raise SettingError(f"{prefix}.sup_weight", wanted.sup_weight, "0 or more")
+    if settings["width"] < 1:
+        raise SettingError(f"{prefix}.width", settings["width"], "1 or more")
+    deepest = int(np.log2(min(image_size)))
+    if not 1 <= settings["depth"] <= deepest:
+        raise SettingError(
+            f"{prefix}.depth", settings["depth"], f"1 to {deepest} for images of {image_size[0]} x {image_size[1]}"
+        )
+    if not 0 < settings["data_fraction"] <= 1:
+        raise SettingError(f"{prefix}.data_fraction", settings["data_fraction"], "above 0 and at most 1")
+    available = round(settings["data_fraction"] * num_images)
+    if settings["batch_size"] > available:
+        raise SettingError(f"{prefix}.batch_size", settings["batch_size"], f"at most the {available} clean images")
+    if settings["batch_size"] < 2:
+        raise SettingError(f"{prefix}.batch_size", settings["batch_size"], "2 or more, for the contrastive loss")
+
+
+def complete(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the whole section 'defense' of which some fields, or none, are given.
+
+    Raises:
+        SettingError: A field is unknown.
+    """
+    given = _given(settings)
+    for name in given:
+        if name not in DEFAULTS:
+            allowed = ", ".join(DEFAULTS) + did_you_mean(name, DEFAULTS)
+            raise SettingError(f"defense.{name}", given[name], f"one of the fields {allowed}")
+    wanted = Objective.of(given)
+    return {**DEFAULTS, **given, **dataclasses.asdict(wanted)}
+
+
+def _given(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings that say something: in a ConfigDict, None in a field of the presets does not."""
+    if isinstance(settings, ConfigDict):
+        return {k: v for k, v in settings.items() if v is not None or k not in PRESETS["paper"]}
+    return dict(settings or {})
