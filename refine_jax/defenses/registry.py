@@ -2,11 +2,26 @@
 
 A defense is a module with
 
-    check(prefix, settings, num_images, image_size)         refuses impossible settings before any work
-    fit(classifier, images, settings, seed, num_classes, journal) -> (defended, outcome)
-    load(checkpoints, classifier, settings, image_size) -> defended     of a training that came to its end
+    DEFAULTS        its settings, the section defense.NAME of a configuration; a type stands for one that is open.
+                    REFINE's stand in the section 'defense' itself
+    NEEDS           a `contract.Needs`
+    check(prefix, settings, num_images, image_size)
+                    refuses impossible settings before any work
+    fit(classifier, clean, settings, seed, num_classes, journal, execution) -> contract.Fitted
+                    clean: an `Images`, whose labels are known only where NEEDS.labels; journal: its `checkpoints` are
+                    where what it takes to `load` is left, and what an interrupted fit goes on from
+    load(checkpoints, classifier, settings, image_size) -> defended
+                    of a fit that came to its end
 
-where `defended(images float [0, 1]) -> probabilities [N, K]` is a pytree with a `permutation`.
+where `defended(images float [0, 1]) -> probabilities [N, K]` is a pytree, so that it can be handed to a jitted
+function, with
+
+    parts()         what was learned and drawn, a nested dict of arrays; its hash is kept
+    permutation     the output mapping, int32 [K]; None where the classes stay what they are
+    image_size      (H, W)
+
+What it answers to an image depends on the image and on what was kept, never on the batch nor on the call: a defense
+that draws at test time takes its keys from `chance.image_keys`.
 """
 
 from types import ModuleType
