@@ -5,22 +5,18 @@
 import os
 import signal
 import sys
-import traceback
-
-STATUS_ERROR, STATUS_STORAGE, STATUS_INTERRUPTED = 2, 74, 75
 
 
 def _stop(number: int, frame: object) -> None:
     # Nothing is open yet, and an exception in the middle of an import may come to anything.
     os.write(2, b"stopped\n")
-    os._exit(STATUS_INTERRUPTED)
+    os._exit(75)  # ending.STATUS_INTERRUPTED
 
 
 if __name__ == "__main__":  # before the imports, which take seconds
     for caught in (signal.SIGINT, signal.SIGTERM):
         signal.signal(caught, _stop)
 
-import errno
 import logging
 import threading
 from typing import NoReturn
@@ -29,16 +25,13 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from refine_jax import command_line, pipeline
+from refine_jax import command_line, ending, pipeline
 from refine_jax.datasets import cache
-from refine_jax.errors import RefineError, SettingError, StorageError
+from refine_jax.errors import RefineError, SettingError
 from refine_jax.report.tables import text_table
 from refine_jax.training import processes
 from refine_jax.training.compilation import keep_compiled
 from refine_jax.training.interruption import Interrupted, ended_by_signals
-
-# What a file system may answer to somebody who writes, through no fault of the program.
-_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, a file of configs/, also configs/NAME.py:VARIANT."
@@ -83,19 +76,10 @@ def run() -> None:
         with ended_by_signals():
             app.run(main, flags_parser=command_line.parse)
     except Interrupted as stopped:
-        sys.exit(_say(stopped, STATUS_INTERRUPTED))
-    except KeyboardInterrupt:
-        _leave(_say("stopped; stages that are done stay done, and the same command goes on", STATUS_INTERRUPTED))
-    except StorageError as error:
-        _leave(_say(f"error: {error}", STATUS_STORAGE))
-    except RefineError as error:
-        _leave(_say(f"error: {error}", STATUS_ERROR))
-    except Exception as error:
-        if not isinstance(error, OSError) or error.errno not in _REFUSALS:
-            traceback.print_exc()
-            _leave(1)
-        file = error.filename or _WORKDIR.value
-        _leave(_say(f"error: {file}: {error.strerror}; what was saved before is whole", STATUS_STORAGE))
+        sys.exit(_say(stopped, ending.STATUS_INTERRUPTED))
+    except (Exception, KeyboardInterrupt) as error:
+        workdir = _WORKDIR.value if flags.FLAGS.is_parsed() else None
+        _leave(_say(*ending.explain(error, workdir)))
 
 
 def _leave(status: int) -> NoReturn:

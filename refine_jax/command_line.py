@@ -4,6 +4,7 @@ import ast
 import pathlib
 import traceback
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -35,7 +36,7 @@ def parse(argv: Sequence[str]) -> list[str]:
     path = ""
     for name, value in _given(argv[1:]):
         if name == "config":
-            path = _check_file(value)
+            path = check_file(value)
         elif name in _SWITCHES:
             _check_text(name, value, bool)
         elif name.startswith(("config.", "noconfig.")):
@@ -46,13 +47,13 @@ def parse(argv: Sequence[str]) -> list[str]:
     try:
         rest = values(argv)
         if not path:
-            _check_file(path)
+            check_file(path)
         config = values["config"].value
         getattr(config, "seed", None)  # an error of reading is kept back until something is asked for
         if not isinstance(config, ml_collections.ConfigDict):
             raise RefineError(f"{path}: get_config() gives no ConfigDict: begin with settings.default()")
     except Exception as error:
-        raise _explain(error, path, argv[0]) from error
+        raise explain(error, path, argv[0]) from error
     if not values["workdir"].value:
         raise SettingError("workdir", values["workdir"].value, "a directory; it is made where it is not there")
     return rest
@@ -66,14 +67,50 @@ def _given(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield name, value if equals or name.startswith(("no", *_SWITCHES)) else following
 
 
-def _check_file(value: str) -> str:
-    """Returns the path of a configuration's file, as in PATH or PATH:VARIANT."""
+def read_field(argument: str) -> tuple[str, Any]:
+    """Returns the dotted name and the value of --config.FIELD=VALUE, for programs without absl's flags.
+
+    Raises:
+        RefineError: It is no such flag.
+        SettingError: There is no such field, or the value is of another type.
+    """
+    name, equals, text = argument.lstrip("-").partition("=")
+    if not argument.startswith("--config.") or not equals:
+        raise RefineError(f"{argument!r} belongs to no flag: fields are written --config.FIELD=VALUE")
+    field = name.partition(".")[2]
+    settings.check_field(field, text)
+    kind = settings.type_of(field)
+    _check_text(field, text, kind)
+    if kind is tuple:
+        value = _literal(text)
+        return field, value if isinstance(value, tuple) else (value,)
+    return field, _PARSERS[kind].parse(text) if kind in _PARSERS else text
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except ValueError:
+        return text
+
+
+def check_file(value: str, function: str = "get_config", folder: str = "configs") -> str:
+    """Returns the path of a configuration's file, as in PATH or PATH:VARIANT.
+
+    Args:
+        value: That was given.
+        function: That the file has, for the error.
+        folder: Where examples lie, where no other is named.
+
+    Raises:
+        SettingError: There is no such file; which there are.
+    """
     path = value.partition(":")[0]
     if not pathlib.Path(path).is_file():
-        folder = pathlib.Path(path).parent if path else pathlib.Path("configs")
-        there = sorted(str(file) for file in folder.glob("*.py"))
+        place = pathlib.Path(path).parent if path else pathlib.Path(folder)
+        there = sorted(str(file) for file in place.glob("*.py"))
         examples = f", such as {', '.join(there)}" if there else ""
-        raise SettingError("config", value, f"a file with a get_config(){examples}{did_you_mean(path, there)}")
+        raise SettingError("config", value, f"a file with a {function}(){examples}{did_you_mean(path, there)}")
     return path
 
 
@@ -91,13 +128,16 @@ def _check_text(field: str, text: str, kind: type) -> None:
             raise SettingError(field, text, settings.KINDS[kind]) from None
 
 
-def _explain(error: BaseException, path: str, program: str) -> RefineError:
+def explain(error: BaseException, path: str, program: str) -> RefineError:
     """Returns as a sentence what went wrong in reading flags.
 
     Args:
         error: From absl, from ml_collections, or from the configuration's file.
         path: Of this file.
         program: Name of the program, whose flags are listed for one that is unknown.
+
+    Returns:
+        The error to raise in its place.
     """
     if isinstance(error, flags.UnrecognizedFlagError):
         there = [f"--{flag.name}" for flag in flags.FLAGS.get_key_flags_for_module(program)]

@@ -22,6 +22,11 @@ from refine_jax.errors import WorkdirError
 
 logger = logging.getLogger(__name__)
 
+
+class InUse(WorkdirError):  # noqa: N818 - a state
+    """Another process is at work in the directory."""
+
+
 # Seconds between two touches, and after which an owner on another machine counts as gone.
 _TOUCH, _GONE = 60.0, 600.0
 
@@ -34,7 +39,7 @@ def hold(path: pathlib.Path) -> Iterator[None]:
         path: Of its file, which is deleted in the end.
 
     Raises:
-        WorkdirError: Another process holds it: which, since when, and when it was last heard of.
+        InUse: Another process holds it: which, since when, and when it was last heard of.
     """
     file, stopped = _acquire(path), threading.Event()
     try:
@@ -88,7 +93,7 @@ def _refuse_or_take_over(file: int, path: pathlib.Path, locked: bool | None) -> 
         f"{owner.get('started', '?')}, last heard of {max(0, age):.0f} s ago"
     )
     if locked is False or (owner and age < _GONE and not (here and locked)):
-        raise WorkdirError(f"{said}: wait for its end, or use another --workdir; if it is gone, delete {path}")
+        raise InUse(f"{said}: wait for its end, or use another --workdir; if it is gone, delete {path}")
     if owner:
         logger.warning("%s; it is gone, and this run takes over", said)
     mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}

@@ -9,6 +9,8 @@ import pytest
 from refine_jax import settings
 from refine_jax.datasets.images import Dataset, Split
 from refine_jax.errors import SettingError
+from refine_jax.sweep.__main__ import read_sweep
+from refine_jax.sweep.plan import check_images, expand
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -70,3 +72,20 @@ def test_the_small_cifar_gives_each_attack_what_it_needs():
     assert resolved("adaptive_patch") == (6, 0.03, 0.06)
     config.victim.epochs = 3
     assert resolved("wanet")[0] == 3
+
+
+@pytest.mark.parametrize("variant", ["", ":mini"])
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "sweeps").glob("*.py")), ids=lambda file: file.stem)
+def test_sweeps_are_of_runs_that_can_be(file, variant, tmp_path):
+    plan = expand(read_sweep(f"{file}{variant}"), tmp_path)
+    assert len({run.seed for run in plan.runs}) == 3
+    assert f"--config=configs/sweeps/{file.name}{variant} " in file.read_text()
+    assert len(plan.victims) == (len(plan.runs) if file.stem == "networks" else 3)
+    if variant:
+        check_images(plan)
+
+
+def test_sweeps_contain_the_setting_that_they_vary(tmp_path):
+    for name, values in (("contrastive", (0.1, 0.1)), ("unet", (4, 64)), ("data_fraction", (1.0,))):
+        plan = expand(read_sweep(str(ROOT / "configs" / "sweeps" / f"{name}.py")), tmp_path)
+        assert values in [tuple(run.values.values()) for run in plan.runs]

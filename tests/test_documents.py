@@ -18,6 +18,7 @@ from ml_collections import config_flags
 import launch
 import refine_jax
 from refine_jax import attacks, evaluate, settings
+from refine_jax.sweep import __main__ as sweep
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -86,7 +87,8 @@ def test_flags_are_those_of_launch(name):
     defined = flags.FLAGS.get_key_flags_for_module(launch)
     known = {flag.name for flag in defined} | {f"no{flag.name}" for flag in defined if flag.boolean}
     assert {"config", "workdir"} <= known
-    known |= set(re.findall(r"--(\w+)", evaluate.parser().format_help()))
+    for program in (evaluate, sweep):
+        known |= set(re.findall(r"--(\w+)", program.parser().format_help()))
     # Commands of other programs have flags of their own.
     text = re.sub(r"(python -m|pip|python fuzz/|python examples/).*", "", PAGES[name])
     assert set(re.findall(r"(?<![\w-])--([a-z]\w*)", text)) <= known

@@ -1,0 +1,33 @@
+"""How a program ends: the sentence that an error comes to, and the exit status."""
+
+import errno
+import os
+import traceback
+
+from refine_jax.errors import RefineError, StorageError
+
+STATUS_BUG, STATUS_ERROR, STATUS_STORAGE, STATUS_INTERRUPTED = 1, 2, 74, 75
+
+# What a file system may answer to somebody who writes, through no fault of the program.
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+
+
+def explain(error: BaseException, workdir: str | os.PathLike | None) -> tuple[str, int]:
+    """Returns what an error comes to: (what to say, the exit status).
+
+    What a user can mend is a sentence; anything else is a bug and keeps its traceback.
+
+    Args:
+        error: That ended the program, other than `Interrupted`, which says itself what was saved.
+        workdir: The working directory, for an error of the file system that names no file.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped; stages that are done stay done, and the same command goes on", STATUS_INTERRUPTED
+    if isinstance(error, StorageError):
+        return f"error: {error}", STATUS_STORAGE
+    if isinstance(error, RefineError):
+        return f"error: {error}", STATUS_ERROR
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        file = error.filename or workdir
+        return f"error: {file}: {error.strerror}; what was saved before is whole", STATUS_STORAGE
+    return "".join(traceback.format_exception(error)).rstrip(), STATUS_BUG

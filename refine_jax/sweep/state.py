@@ -1,0 +1,138 @@
+"""How far the tasks of a sweep have come, as their working directories say; and doing one of them."""
+
+import dataclasses
+import logging
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from refine_jax import ending, pipeline, settings
+from refine_jax.errors import RefineError, StorageError, WorkdirError
+from refine_jax.files import read_json, read_record, write_json
+from refine_jax.lock import InUse
+from refine_jax.sweep.plan import Task
+from refine_jax.training.interruption import Interrupted
+from refine_jax.workdir import Workdir
+
+logger = logging.getLogger(__name__)
+
+# What can be otherwise, and the outcome is the same one.
+_NO_DIFFERENCE = ("run.", "victim.workdir", "dataset.data_dir", "dataset.root", "dataset.test_root", "dataset.decoded")
+
+Run = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """How far a task has come.
+
+    Attributes:
+        kind: 'done', 'failed', 'begun' or 'waiting'.
+        error: Why it failed.
+    """
+
+    kind: str
+    error: str = ""
+
+
+def state_of(task: Task) -> State:
+    """Returns how far a task has come; what is done with other settings is not."""
+    if is_done(task):
+        return State("done")
+    file = _failure(task)
+    if file.exists():
+        try:
+            return State("failed", str(read_json(file)["error"]))
+        except (WorkdirError, KeyError, TypeError):
+            return State("failed", f"{file} is damaged")
+    return State("begun" if Workdir(task.workdir).settings.exists() else "waiting")
+
+
+def is_done(task: Task) -> bool:
+    """Returns whether a task has come to its end, with the settings that it has now."""
+    work = Workdir(task.workdir)
+    if not task.is_run:
+        stage = _read(work.victim / "stage.json")
+        return bool(stage and stage["outcome"]) and _same(task, _read_settings(work), ("defense.",))
+    results = read_results(task)
+    return results is not None and _same(task, results["settings"])
+
+
+def read_results(task: Task) -> dict[str, Any] | None:
+    """Returns what results.json of a run holds, None where it is not there or damaged."""
+    return _read(Workdir(task.workdir).results)
+
+
+def attempt(task: Task, *, overwrite: bool = False, run: Run | None = None) -> int:
+    """Does a task; what goes wrong is said, and kept in failed.json of its working directory.
+
+    Args:
+        task: Whose victim is there.
+        overwrite: Whether stages that were done from other settings are deleted.
+        run: What stands in for `pipeline.run`.
+
+    Returns:
+        The exit status that launch.py would end with.
+
+    Raises:
+        Interrupted: It was asked to stop; KeyboardInterrupt likewise, outside of a training.
+        StorageError: Nothing can be written, so no other task could do better.
+    """
+    try:
+        (run or pipeline.run)(task.config, str(task.workdir), task.stages, overwrite=overwrite)
+    except (Interrupted, StorageError):
+        raise
+    except InUse as error:
+        logger.warning("%s: %s", task.name, error)
+        return ending.STATUS_ERROR
+    except Exception as error:
+        sentence, status = ending.explain(error, task.workdir)
+        if status == ending.STATUS_STORAGE:
+            raise StorageError(sentence.removeprefix("error: ")) from error
+        note_failure(task, str(error) if isinstance(error, RefineError) else sentence)
+        return status
+    forget_failure(task)
+    return 0
+
+
+def note_failure(task: Task, error: str) -> None:
+    """Writes down that a task has failed, so that it is not tried again before that is asked for."""
+    logger.error("%s failed: %s", task.name, error)
+    file = _failure(task)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"error": error, "time": time.strftime("%Y-%m-%d %H:%M:%S %z")})
+
+
+def forget_failure(task: Task) -> None:
+    """Lets a task that has failed be tried again."""
+    _failure(task).unlink(missing_ok=True)
+
+
+def _failure(task: Task) -> pathlib.Path:
+    return task.workdir / "failed.json"
+
+
+def _read(file: pathlib.Path) -> dict[str, Any] | None:
+    try:
+        return read_record(file, ()) if file.exists() else None
+    except WorkdirError:
+        return None
+
+
+def _read_settings(work: Workdir) -> Mapping[str, Any] | None:
+    try:
+        return read_json(work.settings)
+    except WorkdirError:
+        return None
+
+
+def _same(task: Task, kept: Mapping[str, Any] | None, more: tuple[str, ...] = ()) -> bool:
+    """Returns whether a task's settings are those that were kept, up to what makes no difference to its outcome."""
+    if kept is None:
+        return False
+    own = dict(task.settings)
+    if task.config.precision is None:  # open: what the machine that did it has filled in
+        own["precision"] = kept.get("precision")
+    changes = settings.differences(kept, own)
+    return all(change.startswith((*_NO_DIFFERENCE, *more)) for change in changes)

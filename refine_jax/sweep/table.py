@@ -1,0 +1,118 @@
+"""The table at the end of a sweep: every figure as a mean over seeds, with an interval."""
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from refine_jax.report.tables import FIGURES
+from refine_jax.sweep.plan import Task
+
+SCHEMA = 1
+# The victim alone, beside the figures of each defense.
+_BEFORE = {"ba": "BA, no defense", "asr": "ASR, no defense"}
+
+
+def mean_and_interval(values: Sequence[float]) -> dict[str, Any]:
+    """Returns the mean of a figure over seeds, and the half width of its 95 % interval by Student's t.
+
+    Args:
+        values: One of each seed.
+
+    Returns:
+        'mean', 'half' (None of a single value, which says nothing of others) and 'values'.
+    """
+    from scipy import stats  # costs a second to import
+
+    half = None
+    if len(values) > 1:
+        half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": statistics.fmean(values), "half": half, "values": list(values)}
+
+
+def summarize(runs: Iterable[tuple[Task, Mapping[str, Any] | None]]) -> list[dict[str, Any]]:
+    """Returns a row for every combination of values and each defense, over the seeds that there are.
+
+    Args:
+        runs: Each with what its results.json holds, None where it is not done.
+
+    Returns:
+        Dicts of JSON values: 'values' (of the fields that vary), 'defense', 'seeds' (those that are done), 'missing'
+        (those that are not), 'no_defense' and 'figures' (name to `mean_and_interval`; None where a figure is not
+        known of every seed).
+    """
+    groups: dict[tuple, list[tuple[Task, Mapping[str, Any] | None]]] = {}
+    for task, results in runs:
+        groups.setdefault(tuple(task.values.items()), []).append((task, results))
+    rows = []
+    for values, members in groups.items():
+        done = [(task.seed, results) for task, results in members if results is not None]
+        general = {
+            "values": dict(values),
+            "seeds": [seed for seed, _ in done],
+            "missing": [task.seed for task, results in members if results is None],
+            "no_defense": _figures([results["no_defense"] for _, results in done], _BEFORE),
+        }
+        for name in done[0][1]["defenses"] if done else [None]:
+            measured = [results["defenses"][name] for _, results in done]
+            rows.append({**general, "defense": name, "figures": _figures(measured, FIGURES)})
+    return rows
+
+
+def _figures(measured: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, Any]:
+    found = {}
+    for name in names:
+        values = [figures[name] for figures in measured if figures.get(name) is not None]
+        found[name] = mean_and_interval(values) if len(values) == len(measured) > 0 else None
+    return found
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the rows of `summarize` as a table, in percent."""
+    fields = list(rows[0]["values"])
+    header = [*fields, "defense", "seeds", *_BEFORE.values(), *FIGURES.values()]
+    lines = [header, ["---"] * len(header)]
+    for row in rows:
+        lines.append(
+            [
+                *(_shown(row["values"][field]) for field in fields),
+                row["defense"] or "-",
+                str(len(row["seeds"])) + (f" of {len(row['seeds']) + len(row['missing'])}" if row["missing"] else ""),
+                *(_percent(row["no_defense"][name]) for name in _BEFORE),
+                *(_percent(row["figures"][name]) for name in FIGURES),
+            ]
+        )
+    legend = "Means over seeds, in percent, with 95 % intervals by Student's t; DER from 0 to 100."
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{legend}\n"
+
+
+def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the rows of `summarize` as CSV, shares from 0 to 1."""
+    fields = list(rows[0]["values"])
+    columns = [("no_defense", name) for name in _BEFORE] + [("figures", name) for name in FIGURES]
+    names = [f"{name}_no_defense" if part == "no_defense" else name for part, name in columns]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    header = [f"{name}{suffix}" for name in names for suffix in ("", "_half")]
+    writer.writerow([*fields, "defense", "seeds", "missing", *header])
+    for row in rows:
+        cells: list[Any] = []
+        for part, name in columns:
+            figure = row[part][name] or {"mean": None, "half": None}
+            cells += [figure["mean"], figure["half"]]
+        seeds = [" ".join(map(str, row[name])) for name in ("seeds", "missing")]
+        writer.writerow([*(_shown(row["values"][field]) for field in fields), row["defense"], *seeds, *cells])
+    return text.getvalue()
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def _percent(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return "-"
+    half = "" if figure["half"] is None else f" ± {100 * figure['half']:.2f}"
+    return f"{100 * figure['mean']:.2f}{half}"

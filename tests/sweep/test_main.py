@@ -1,0 +1,123 @@
+"""python -m refine_jax.sweep: its flags, what it prints and leaves, and one small sweep for real."""
+
+import json
+
+import pytest
+
+from refine_jax import pipeline
+from refine_jax.errors import RefineError, SettingError
+from refine_jax.sweep import __main__ as sweep
+from refine_jax.training.interruption import Interrupted
+from tests import small_defense
+from tests.sweep.fake import Runs
+
+CONFIG = """
+from refine_jax import settings
+from refine_jax.sweep import Sweep
+
+def get_sweep(variant=""):
+    config = settings.default()
+    config.dataset.name = "digits"
+    return Sweep(config, {"defense.sup_weight": (0.0, 0.1)}, seeds=(0, 1))
+"""
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Arguments of a sweep of four runs, whose runs take no time."""
+    monkeypatch.setattr(sweep, "keep_compiled", lambda folder: None)
+    (tmp_path / "four.py").write_text(CONFIG)
+    return [f"--config={tmp_path / 'four.py'}", f"--workdir={tmp_path / 'out'}"]
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def test_a_sweep_is_listed_run_stopped_gone_on_with_and_retried(command, out, monkeypatch, capsys):
+    assert sweep.main([*command, "--list"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == "waiting runs/defense.sup_weight=0.0,seed=0"
+    assert said[-1] == "4 runs, 2 shared victims: 6 waiting"
+    assert not out.exists()
+
+    monkeypatch.setattr(pipeline, "run", Runs({"sup_weight=0.1,seed=0": Interrupted("stopped after step 3")}))
+    with pytest.raises(Interrupted, match="stopped; 2 of 4 runs are done, and the same command goes on"):
+        sweep.main(command)
+    assert sweep.ended(command) == 75
+    assert "2 of 4" in capsys.readouterr().err
+
+    monkeypatch.setattr(pipeline, "run", Runs({"sup_weight=0.1,seed=0": SettingError("a.b", 1, "2")}))
+    assert sweep.ended(command) == 2
+    told = capsys.readouterr().err
+    assert "failed  runs/defense.sup_weight=0.1,seed=0: a.b = 1: allowed: 2" in told
+    assert told.rstrip().endswith("error: 1 of 4 runs are not done; --retry tries again")
+
+    again = Runs()
+    monkeypatch.setattr(pipeline, "run", again)
+    assert sweep.ended(command) == 2
+    assert again.done == []
+    assert sweep.ended([*command, "--retry"]) == 0
+    assert again.done == ["runs/defense.sup_weight=0.1,seed=0"]
+    assert "| 0.1 | refine | 2 | 90.00 ± 0.00 |" in capsys.readouterr().out
+    rows = json.loads((out / "table.json").read_text())["rows"]
+    assert [row["figures"]["asr"]["mean"] for row in rows] == [0.0, 0.1]
+    assert {path.name for path in out.iterdir()} == {"runs", "victims", "table.md", "table.csv", "table.json"}
+
+
+def test_one_run_of_a_sweep_is_done_alone_with_its_victim(command, monkeypatch):
+    runs = Runs({"seed=1": ValueError("a bug")})
+    monkeypatch.setattr(pipeline, "run", runs)
+    name = "runs/defense.sup_weight=0.1,seed=0"
+    assert sweep.main([*command, f"--run={name}"]) == 0
+    assert sweep.main([*command, f"--run={name}"]) == 0
+    assert runs.done == ["victims/seed=0", name]
+    assert sweep.main([*command, "--run=runs/defense.sup_weight=0.1,seed=1"]) == 1
+    with pytest.raises(SettingError, match=r"--run = 'runs/x': allowed: victims/seed=0, "):
+        sweep.main([*command, "--run=runs/x"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--config.defense.epoch=3"], r"defense.epoch = '3': .*did you mean 'defense.epochs'"),
+        (["--config.defense.epochs=x"], r"defense.epochs = 'x': allowed: a whole number"),
+        (["--retyr"], r"'--retyr' belongs to no flag"),
+        (["--processes=0"], r"--processes = 0: allowed: 1 or more"),
+    ],
+)
+def test_a_command_line_that_cannot_be_ends_in_a_sentence(command, out, flags, said):
+    with pytest.raises(RefineError, match=said):
+        sweep.main([*command, *flags])
+    assert not out.exists()
+
+
+def test_a_file_that_gives_no_sweep_is_said_with_its_line(tmp_path, command):
+    def main(text):
+        (tmp_path / "other.py").write_text(text)
+        sweep.main([f"--config={tmp_path / 'other.py'}", command[1]])
+
+    with pytest.raises(RefineError, match=r"other.py, line 2: ZeroDivisionError"):
+        main("def get_sweep(variant):\n    return 1 / 0\n")
+    with pytest.raises(RefineError, match=r"get_sweep\(\) gives no refine_jax.sweep.Sweep"):
+        main("def get_sweep(variant):\n    return 1\n")
+    with pytest.raises(SettingError, match=r"config = '.*nine.py': allowed: a file with a get_sweep\(\), such as"):
+        sweep.main([f"--config={tmp_path / 'nine.py'}", command[1]])
+
+
+def test_a_small_sweep_for_real_shares_its_victim(command, tmp_path, out):
+    text = CONFIG.replace('{"defense.sup_weight": (0.0, 0.1)}', "one_victim=True")
+    (tmp_path / "four.py").write_text(text)
+    small = {"victim": ("name=tiny", "epochs=1", "batch_size=32"), "defense": ("epochs=1", "batch_size=32", "width=1")}
+    fields = [f"--config.{section}.{value}" for section, values in small.items() for value in values]
+    fields += ["--config.dataset.train_images=64", "--config.defense.depth=1"]
+    with small_defense.registered():
+        assert sweep.main([*command, *fields]) == 0
+    (row,) = json.loads((out / "table.json").read_text())["rows"]
+    assert row["seeds"] == [0, 1]
+    hashes = [json.loads((out / f"runs/seed={seed}/results.json").read_text())["hashes"] for seed in (0, 1)]
+    assert hashes[0]["victim"] == hashes[1]["victim"]
+    assert hashes[0]["refine"] != hashes[1]["refine"]
+    assert [path.name for path in (out / "victims").iterdir()] == ["seed=0"]
+    assert not (out / "runs/seed=1/victim").exists()

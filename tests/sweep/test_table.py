@@ -1,0 +1,58 @@
+"""Means over seeds, with intervals, as Markdown, CSV and JSON."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from refine_jax.sweep import plan, table
+from tests.sweep.fake import figures, make
+
+
+def test_the_interval_is_that_of_a_t_test():
+    values = [0.91, 0.935, 0.9, 0.96]
+    found = table.mean_and_interval(values)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    np.testing.assert_allclose([found["mean"] - found["half"], found["mean"] + found["half"]], [low, high])
+    assert table.mean_and_interval([0.5]) == {"mean": 0.5, "half": None, "values": [0.5]}
+
+
+@pytest.fixture
+def rows(tmp_path):
+    runs = plan.expand(make({"defense.depth": (3, 4)}, seeds=(0, 1, 2)), tmp_path).runs
+    results = [
+        {"no_defense": figures(0.9, 1.0), "defenses": {"refine": {**figures(0.5 + 0.1 * run.seed, 0.02)}}}
+        for run in runs
+    ]
+    return table.summarize([*zip(runs[:4], results[:4], strict=True), (runs[4], None), (runs[5], None)])
+
+
+def test_rows_are_of_all_seeds_and_name_those_that_are_missing(rows):
+    assert [(row["values"], row["seeds"], row["missing"]) for row in rows] == [
+        ({"defense.depth": 3}, [0, 1, 2], []),
+        ({"defense.depth": 4}, [0], [1, 2]),
+    ]
+    assert rows[0]["figures"]["ba"]["mean"] == pytest.approx(0.6)
+    assert rows[0]["figures"]["mapped_asr"] is None
+    json.dumps(rows)
+
+
+def test_tables_are_read_by_people_and_programs(rows):
+    lines = table.markdown(rows).splitlines()
+    assert lines[0].startswith("| defense.depth | defense | seeds | BA, no defense |")
+    assert "| 3 | refine | 3 | 90.00 ± 0.00 | 100.00 ± 0.00 | 60.00 ± 24.84 | 2.00 ± 0.00 | - |" in lines[2]
+    assert "| 4 | refine | 1 of 3 | 90.00 |" in lines[3]
+    read = list(csv.DictReader(io.StringIO(table.comma_separated(rows))))
+    assert [row["defense.depth"] for row in read] == ["3", "4"]
+    assert float(read[0]["ba"]) == pytest.approx(0.6)
+    assert read[1]["missing"] == "1 2"
+    assert read[1]["ba_half"] == ""
+
+
+def test_a_sweep_of_which_nothing_is_done_has_a_table_too(tmp_path):
+    runs = plan.expand(make({"defense.depth": (3,)}), tmp_path).runs
+    text = table.markdown(table.summarize([(run, None) for run in runs]))
+    assert "| 3 | - | 0 of 2 | - |" in text
