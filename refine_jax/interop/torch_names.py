@@ -44,6 +44,19 @@ def _vit_options(sizes: dict[str, int], names: Iterable[str]) -> dict[str, int]:
     return options
 
 
+def _mae_options(sizes: dict[str, int], names: Iterable[str]) -> dict[str, int]:
+    """Adds what no shape shows: how many layers there are, and the published models' heads."""
+    options = dict(sizes)
+    for option, pattern in (("depth", r"blocks\.(\d+)\."), ("decoder_depth", r"decoder_blocks\.(\d+)\.")):
+        if layers := _numbers(pattern, names):
+            options[option] = 1 + max(layers)
+    if "width" in sizes:
+        options["heads"] = 16 if sizes["width"] == 1280 else max(1, sizes["width"] // 64)  # the huge one has 80 each
+    if "decoder_width" in sizes:
+        options["decoder_heads"] = max(1, sizes["decoder_width"] // 32)
+    return options
+
+
 def _numbers(pattern: str, names: Iterable[str]) -> list[int]:
     return [int(match[1]) for name in names if (match := re.match(pattern, name))]
 
@@ -115,6 +128,16 @@ _UNET = Family(
     finish=_unet_options,
 )
 
+_MAE = Family(
+    modules=((r"blocks_(\d+)", r"blocks.\1"), (r"\.fc", ".mlp.fc"), ("patch_embed", "patch_embed.proj")),
+    sizes={
+        "patch_size": (("patch_embed.proj.weight", 2), ("patch_embed.proj.weight", 3)),
+        "width": (("cls_token", 2), ("norm.weight", 0), ("patch_embed.proj.bias", 0)),
+        "decoder_width": (("mask_token", 2), ("decoder_norm.weight", 0), ("decoder_embed.bias", 0)),
+    },
+    finish=_mae_options,
+)
+
 FAMILIES: dict[str, Family] = {
     "resnet18": _RESNET,
     "resnet34": _RESNET,
@@ -126,6 +149,7 @@ FAMILIES: dict[str, Family] = {
     "densenet121": _DENSENET,
     "vit": _VIT,
     "unet": _UNET,
+    "mae": _MAE,
 }
 
 # The last part of a path; what is missing here keeps its name.

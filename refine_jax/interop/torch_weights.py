@@ -36,7 +36,7 @@ def convert(name: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     not use it.
 
     Args:
-        name: One of `networks.names()`, or 'unet'.
+        name: One of `networks.names()`, 'unet' or 'mae'.
         state_dict: PyTorch's names to arrays, NumPy's or PyTorch's; it may be wrapped, as {'model': state_dict},
             and its names may start with 'module.'.
 
@@ -48,7 +48,7 @@ def convert(name: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         SettingError: There is no network of this name.
     """
     choose("network", name, FAMILIES)
-    state_dict = _plain(name, state_dict)
+    state_dict = unwrapped(name, state_dict)
     flat = {}
     for key, (path, shape) in _checked(name, state_dict).items():
         value = state_dict[key]
@@ -63,7 +63,7 @@ def to_torch(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns the PyTorch state dict of Flax variables, as NumPy arrays; `num_batches_tracked` stands at 0.
 
     Args:
-        name: One of `networks.names()`, or 'unet'.
+        name: One of `networks.names()`, 'unet' or 'mae'.
         variables: The variables of such a network.
 
     Raises:
@@ -84,19 +84,19 @@ def to_torch(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def infer_options(name: str, state_dict: Mapping[str, Any]) -> dict[str, int]:
-    """Returns what `networks.build(name, **options)`, or `UNet(**options)`, needs for this state dict.
+    """Returns the options of `networks.build(name, **options)`, `UNet` or `MaskedAutoencoder` for this state dict.
 
     The heads of a 'vit' are taken to have 64 channels each, and its images as many patches down as across.
 
     Args:
-        name: One of `networks.names()`, or 'unet'.
+        name: One of `networks.names()`, 'unet' or 'mae'.
         state_dict: As `convert` takes it.
 
     Raises:
         SettingError: There is no network of this name.
     """
     choose("network", name, FAMILIES)
-    return _infer(name, _plain(name, state_dict))[0]
+    return _infer(name, unwrapped(name, state_dict))[0]
 
 
 def fitting(state_dict: Mapping[str, Any]) -> tuple[str, ...]:
@@ -108,7 +108,7 @@ def fitting(state_dict: Mapping[str, Any]) -> tuple[str, ...]:
 
     def fits(name: str) -> bool:
         try:
-            plain = _plain(name, state_dict)
+            plain = unwrapped(name, state_dict)
             # Without the entries of its head it is another network's; to see all of them takes seconds.
             return "num_classes" in _infer(name, plain)[0] and bool(_checked(name, plain))
         except (WeightsError, SettingError):
@@ -117,8 +117,16 @@ def fitting(state_dict: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(name for name in networks.names() if name in FAMILIES and fits(name))
 
 
-def _plain(name: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the state dict without wrappers and prefixes, its values as NumPy arrays."""
+def unwrapped(name: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the state dict without wrappers and prefixes, its values as NumPy arrays.
+
+    Args:
+        name: Of the network, for errors.
+        state_dict: As `convert` takes it.
+
+    Raises:
+        WeightsError: It is none, or two of its entries have one name.
+    """
     while isinstance(state_dict, Mapping):
         inner = [state_dict[key] for key in _WRAPPERS if isinstance(state_dict.get(key), Mapping)]
         if not inner:
@@ -190,9 +198,13 @@ def _is_numeric(value: np.ndarray) -> bool:
 
 def _entries(name: str, options: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
     """Returns PyTorch's name to path and PyTorch's shape of every variable of the network with these options."""
+    module: nn.Module
     if name == "unet":
-        module: nn.Module = networks.unet.UNet(**options)
+        module = networks.unet.UNet(**options)
         side = 2 ** options.get("depth", networks.unet.UNet.depth)
+    elif name == "mae":
+        module = networks.mae.MaskedAutoencoder(**options)
+        side = module.patch_size
     else:
         module = networks.build(name, **({"num_classes": 10} | options))
         side = options.get("image_size", 32)

@@ -48,7 +48,7 @@ def test_round_trip(name):
 
 
 def test_every_network_has_names():
-    assert set(torch_weights.FAMILIES) == {*networks.names(), "unet"}
+    assert set(torch_weights.FAMILIES) == {*networks.names(), "unet", "mae"}
     # The one without a golden file has the layout of its neighbours, with more blocks.
     module = networks.build("resnet34", 3, width=2)
     variables = rules.variables(module, (1, 8, 8, 3))
