@@ -13,6 +13,7 @@ from refine_jax import settings as settings_lib
 from refine_jax import triggered as triggered_lib
 from refine_jax.attacks.trigger import Attack
 from refine_jax.datasets.images import Dataset
+from refine_jax.defenses.registry import settings_of
 from refine_jax.errors import SettingError
 from refine_jax.files import write_json
 from refine_jax.training.parallel import Execution
@@ -170,11 +171,11 @@ def open_records(
     elif record.admit("victim", overwrite=overwrite):
         work.clear()
 
-    section = {name: value for name, value in settings["defense"].items() if name != "names"}
     defenses = {}
     for name in settings["defense"]["names"]:
         general = {"seed": settings["seed"], **_describe_precision(settings)}
-        made_from = {**general, "defense": section, "victim_stage": record.settings}
+        own = settings_of(name, settings["defense"])
+        made_from = {**general, "defense": own, "victim_stage": record.settings}
         defenses[name] = Record(work.defense(name), made_from)
         if defenses[name].admit(f"defend ({name})", overwrite=overwrite):
             work.clear_outcomes()

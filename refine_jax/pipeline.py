@@ -12,27 +12,25 @@ A stage that is done, from the same settings, is not run again.
 import functools
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
-from refine_jax import doubts, environment, evaluation, export, import_stage, planting, victim
-from refine_jax import triggered as triggered_lib
-from refine_jax.attacks import kept
+from refine_jax import evaluation, export, import_stage, planting, victim
 from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
-from refine_jax.defenses.registry import DEFENSES
-from refine_jax.errors import WorkdirError, choose
-from refine_jax.files import hash_arrays, read_record, write_record
+from refine_jax.datasets.images import Split
+from refine_jax.defenses.registry import DEFENSES, settings_of
+from refine_jax.errors import choose
+from refine_jax.evaluate_stage import COSTS, benign_file, evaluate, find_results
+from refine_jax.files import hash_arrays, write_record
 from refine_jax.opening import Run, open_run
+from refine_jax.outcomes import hashes_of, is_done, load_defense, load_victim
 from refine_jax.training import processes
 from refine_jax.training.journal import Journal
-from refine_jax.training.loop import Outcome
 from refine_jax.training.state import count_parameters
-from refine_jax.workdir import SCHEMA, Record
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +113,8 @@ def train_victim(run: Run, attack: Attack) -> None:
     variables = outcome.state.variables
     described = victim.to_classifier(variables, dataset, run.settings["victim"]).describe()
     made = {**identity, "victim_sha256": hash_arrays(variables), "classifier": described}
-    run.victim.finish({**made, **summarize(outcome)})
+    values = (outcome.seconds, outcome.images_per_second, count_parameters(outcome.state.params))
+    run.victim.finish({**made, "steps": int(outcome.state.step), **dict(zip(COSTS, values, strict=True))})
 
 
 def train_benign_classifier(run: Run) -> Classifier:
@@ -130,19 +129,11 @@ def train_benign_classifier(run: Run) -> Classifier:
     return classifier
 
 
-def load_victim(run: Run) -> tuple[Attack | None, Classifier]:
-    """Reads victim and, where it was planted here, attack from where they were left; holds them to their hashes."""
-    outcome, attack = run.victim.require("victim"), None
-    if run.imported is None:
-        planted = kept.load(run.attack_folder)
-        if planted.sha256 != outcome["attack_sha256"]:
-            raise WorkdirError(f"{run.attack_folder} is not the attack that the victim beside it was trained with")
-        attack = planted.attack
-    return attack, victim.load_classifier(run.victim.folder, outcome, run.dataset, run.settings["victim"])
-
-
 def train_defenses(run: Run) -> None:
-    """Fits the defenses that are not done to the victim, on clean training images; their labels stay here."""
+    """Fits the defenses that are not done to the victim, on clean training images.
+
+    The images' labels stay here, but for a defense that says that it needs them.
+    """
     missing = {name: record for name, record in run.defenses.items() if not is_done(record)}
     if not missing:
         return
@@ -150,101 +141,18 @@ def train_defenses(run: Run) -> None:
     identity = {"victim_sha256": run.victim.require("victim")["victim_sha256"]}
     for name, record in missing.items():
         record.begin()
-        defended, outcome = DEFENSES[name].fit(
+        train = run.dataset.train
+        fitted = DEFENSES[name].fit(
             classifier,
-            run.dataset.train.images,
-            run.settings["defense"],
+            train if DEFENSES[name].NEEDS.labels else Split.unlabeled(train.images),
+            settings_of(name, run.settings["defense"]),
             run.settings["seed"],
             run.dataset.num_classes,
             make_journal(run, record.folder, identity),
             run.execution,
         )
-        record.finish({**identity, "sha256": hash_arrays(parts_of(defended)), **summarize(outcome)})
-
-
-def load_defense(run: Run, name: str, classifier: Classifier) -> Any:
-    """Reads a defended classifier from where it was left, and holds it to its hash."""
-    record = run.defenses[name]
-    outcome, checkpoints = record.require("defend"), checkpoints_of(record)
-    if outcome["victim_sha256"] != run.victim.require("victim")["victim_sha256"]:
-        raise WorkdirError(f"{record.folder} was trained for another victim: delete it, and it is trained again")
-    defended = DEFENSES[name].load(checkpoints, classifier, run.settings["defense"], run.dataset.image_size)
-    if hash_arrays(parts_of(defended)) != outcome["sha256"]:
-        raise WorkdirError(f"the weights in {checkpoints} are not those that were trained")
-    return defended
-
-
-def evaluate(run: Run) -> dict[str, Any]:
-    """Measures the victim alone and behind each defense, on the whole test set, and writes results.json."""
-    attack, classifier = load_victim(run)
-    defended = {name: load_defense(run, name, classifier) for name in run.defenses}
-    if (results := find_results(run)) is not None:
-        logger.info("evaluate: done before, in %s", run.work.results)
-        say_doubts(results)
-        return results
-
-    test, outcome = run.dataset.test, run.victim.require("victim")
-    images, labels = test.images, triggered_lib.known_labels(test)
-    shown = run.triggered if attack is None else triggered_lib.of_attack(attack, test)
-    logger.info("evaluate: %d test images, clean%s", len(images), "" if shown is None else " and triggered")
-
-    def measure(classifier, permutation=None):
-        predict = evaluation.compiled(classifier)
-        if shown is None:
-            return evaluation.measure(predict, images, labels, None, 0, permutation)
-        return evaluation.measure(predict, images, labels, shown.images, shown.target, permutation, shown.labels)
-
-    no_defense = measure(classifier)
-    defenses = {}
-    for name, defended_classifier in defended.items():
-        figures = measure(defended_classifier, np.asarray(defended_classifier.permutation))
-        der, interval = evaluation.defense_effectiveness(no_defense, figures)
-        figures["der"], figures["ci95"]["der"] = der, interval
-        if labels is None:
-            same = evaluation.agreement(
-                evaluation.compiled(classifier), evaluation.compiled(defended_classifier), images
-            )
-            figures["agreement"], figures["counts"]["agreement"], figures["ci95"]["agreement"] = same
-        defenses[name] = {**figures, **costs(run.defenses[name].require("defend"))}
-    results = {
-        "schema": SCHEMA,
-        "settings": run.settings,
-        "environment": environment.describe(),
-        "hashes": hashes_of(run),
-        "attack": describe_attack(run),
-        "victim": {**costs(outcome), "imported": outcome.get("imported")},
-        "no_defense": no_defense,
-        "defenses": defenses,
-        "warnings": doubts.find(no_defense, defenses, labels),
-    }
-    write_record(run.work.results, results)
-    say_doubts(results)
-    return results
-
-
-def say_doubts(results: Mapping[str, Any]) -> None:
-    """Says in the log what makes the figures doubtful; the first versions of results.json say nothing of it."""
-    for doubt in results.get("warnings", ()):
-        logger.warning("WARNING: %s", doubt)
-
-
-def hashes_of(run: Run) -> dict[str, str | None]:
-    """Returns the SHA-256 of attack, where one is known, victim and defenses, of stages that are done."""
-    outcome = run.victim.require("victim")
-    hashes = {name: outcome[f"{name}_sha256"] for name in ("attack", "victim")}
-    return hashes | {name: record.require("defend")["sha256"] for name, record in run.defenses.items()}
-
-
-def find_results(run: Run) -> dict[str, Any] | None:
-    """Returns what results.json holds, None where it is not there or of others than these victim and defenses."""
-    if not run.work.results.exists():
-        return None
-    try:
-        results = read_record(run.work.results, ())  # without a checksum it is of the first versions
-    except WorkdirError:
-        logger.warning("%s is damaged, or of an older version: everything is measured anew", run.work.results)
-        return None
-    return results if results["hashes"] == hashes_of(run) else None
+        cost = {field: getattr(fitted, field) for field in ("steps", *COSTS, "findings")}
+        record.finish({**identity, "sha256": hash_arrays(fitted.defended.parts()), **cost})
 
 
 def export_defenses(run: Run) -> None:
@@ -264,68 +172,8 @@ def export_defenses(run: Run) -> None:
         logger.info("export: the classifier behind %s is in %s", name, folder)
 
 
-def benign_file(run: Run) -> pathlib.Path:
-    """Where the figures of an attack's benign classifier stand."""
-    return run.attack_folder / "benign.json"
-
-
-def describe_attack(run: Run) -> dict[str, Any]:
-    """Returns how many images the attack has changed, and how good its benign classifier is, where it has one.
-
-    Of an imported victim's attack no more is known than its name and target.
-    """
-    if run.imported is not None:
-        target = None if run.triggered is None else run.triggered.target
-        return {"name": run.settings["attack"]["name"], "target": target}
-    planted = kept.load(run.attack_folder)
-    return {
-        "name": planted.attack.name,
-        "target": planted.attack.target,
-        "rate": planted.attack.rate,
-        "poisoned_images": len(planted.indices),
-        "cover_images": len(planted.cover_indices),
-        "benign_classifier": read_record(benign_file(run), BENIGN) if benign_file(run).exists() else None,
-    }
-
-
-def checkpoints_of(record: Record) -> pathlib.Path:
-    """Where the checkpoints of a stage lie."""
-    return record.folder / "checkpoints"
-
-
-def is_done(record: Record) -> bool:
-    """Returns whether a stage has come to its end, and its last checkpoint is there.
-
-    One that turned out to be damaged is deleted by the user; the training then goes on from the one before.
-    """
-    if record.outcome is None:
-        return False
-    step = record.outcome.get("steps")  # the first versions have not noted it
-    return step is None or (checkpoints_of(record) / str(step)).exists()
-
-
 def make_journal(run: Run, folder: pathlib.Path, identity: dict[str, Any]) -> Journal:
     """Returns where a training leaves its traces."""
     section = run.settings["run"]
     names = ("log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints")
     return Journal(folder / "checkpoints", run.work.metrics, identity, **{name: section[name] for name in names})
-
-
-BENIGN = ("ba", "counts", "ci95")
-_COSTS = ("train_seconds", "train_images_per_second", "parameters")
-
-
-def summarize(outcome: Outcome) -> dict[str, Any]:
-    """Returns how long a training was, and what it cost."""
-    values = (outcome.seconds, outcome.images_per_second, count_parameters(outcome.state.params))
-    return {"steps": int(outcome.state.step), **dict(zip(_COSTS, values, strict=True))}
-
-
-def costs(outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a stage's training cost, from what its record says."""
-    return {name: outcome[name] for name in _COSTS}
-
-
-def parts_of(defended: Any) -> dict[str, Any]:
-    """Returns what a defense has learned and drawn, for its hash."""
-    return {"unet_variables": defended.unet_variables, "permutation": defended.permutation}

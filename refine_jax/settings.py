@@ -14,7 +14,7 @@ from refine_jax import attacks, datasets, networks
 from refine_jax.classifier import CHANNEL_ORDERS
 from refine_jax.datasets import stream
 from refine_jax.datasets.images import Dataset
-from refine_jax.defenses import refine
+from refine_jax.defenses import refine, registry
 from refine_jax.defenses.registry import DEFENSES
 from refine_jax.errors import RefineError, SettingError, choose, did_you_mean
 from refine_jax.keys import LARGEST_SEED
@@ -85,7 +85,7 @@ def default() -> ml_collections.ConfigDict:
             },
             "defense": {
                 "names": ("refine",),
-                **refine.DEFAULTS,
+                **registry.defaults(),
                 # Open: what the preset says. A base temperature of 0 is no factor in front of the contrastive loss.
                 "loss": str,
                 "temperature": float,
@@ -157,12 +157,7 @@ def complete(config: ml_collections.ConfigDict) -> dict[str, Any]:
     choose("precision", settings["precision"], PRECISIONS)
     settings["dataset"] = _complete_dataset(settings["dataset"])
     settings["attack"], settings["victim"] = _complete_victim(settings["attack"], settings["victim"])
-    names = settings["defense"].pop("names")
-    for name in names:
-        choose("defense.names", name, DEFENSES)
-    if not names or len(set(names)) < len(names):
-        raise SettingError("defense.names", names, f"one or more of {', '.join(DEFENSES)}, each once")
-    settings["defense"] = {"names": names, **refine.complete(ml_collections.ConfigDict(settings["defense"]))}
+    settings["defense"] = _complete_defense(settings["defense"])
     _check_values(settings)
     return json.loads(json.dumps(settings))
 
@@ -202,13 +197,28 @@ def _complete_victim(attack: dict[str, Any], victim: dict[str, Any]) -> tuple[di
     )
 
 
+def _complete_defense(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuses names that there are not, and leaves out what belongs to defenses that were not chosen."""
+    names = section["names"]
+    for name in names:
+        choose("defense.names", name, DEFENSES)
+    if not names or len(set(names)) < len(names):
+        raise SettingError("defense.names", names, f"one or more of {', '.join(DEFENSES)}, each once")
+    chosen = {name: section[name] for name in names if name != "refine"}
+    if "refine" in names:
+        own = {field: section[field] for field in refine.DEFAULTS}
+        chosen = {**refine.complete(ml_collections.ConfigDict(own)), **chosen}
+    return {"names": names, **chosen}
+
+
 def _check_values(settings: Mapping[str, Any]) -> None:
     victim, attack, run = settings["victim"], settings["attack"], settings["run"]
     if "checkpoint" in victim:
         _check_import(victim)
     else:
         optimizer.check("victim", victim)
-    optimizer.check("defense", settings["defense"])
+    if "refine" in settings["defense"]["names"]:
+        optimizer.check("defense", settings["defense"])
     for field, value, fine, allowed in (
         ("seed", settings["seed"], 0 <= settings["seed"] <= LARGEST_SEED, f"0 to {LARGEST_SEED}"),
         ("victim.width", victim.get("width"), victim.get("width", 1) >= 1, "1 or more"),
@@ -273,11 +283,17 @@ def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
         raise SettingError("attack.target", target, f"a class of {dataset.name}, 0 to {dataset.num_classes - 1}")
     if not imported and victim["batch_size"] > count:
         raise SettingError("victim.batch_size", victim["batch_size"], f"at most the {count} training images")
-    for name in settings["defense"]["names"]:
-        DEFENSES[name].check("defense", settings["defense"], count, dataset.image_size)
     execution = Execution.of(settings)
-    for section in ("defense",) if imported else ("victim", "defense"):
-        execution.check_batch(f"{section}.batch_size", settings[section]["batch_size"])
+    if not imported:
+        execution.check_batch("victim.batch_size", victim["batch_size"])
+    for name in settings["defense"]["names"]:
+        section, own = registry.section(name), registry.settings_of(name, settings["defense"])
+        if DEFENSES[name].NEEDS.labels and not dataset.train.has_labels:
+            allowed = f"without {name}, which needs the training images' labels, and none are known"
+            raise SettingError("defense.names", settings["defense"]["names"], allowed)
+        DEFENSES[name].check(section, own, count, dataset.image_size)
+        if "batch_size" in own:
+            execution.check_batch(f"{section}.batch_size", own["batch_size"])
 
 
 def check_field(field: str, value: object) -> None:

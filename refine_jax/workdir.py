@@ -44,6 +44,10 @@ class Workdir:
         """Returns the folder of a defense."""
         return self.root / "defense" / name
 
+    def figures(self, name: str) -> pathlib.Path:
+        """Returns the file of what was measured behind a defense, or of the victim alone."""
+        return self.root / "evaluation" / f"{name}.json"
+
     def create(self) -> None:
         """Makes the directory.
 
@@ -60,7 +64,7 @@ class Workdir:
 
     def clear(self) -> None:
         """Deletes what was made with the victim and from it."""
-        for folder in (self.attack, self.root / "defense"):
+        for folder in (self.attack, self.root / "defense", self.root / "evaluation"):
             shutil.rmtree(folder, ignore_errors=True)
         self.metrics.unlink(missing_ok=True)
         self.clear_outcomes()

@@ -9,7 +9,13 @@ from PIL import Image
 from refine_jax import evaluate, pipeline
 from refine_jax.attacks import kept
 from refine_jax.errors import DataError, SettingError, WorkdirError
-from tests.test_pipeline import EXPORT_DEFENSES, SIDE, config, tiny  # noqa: F401 - a fixture for every test
+from tests.small_run import (
+    EXPORT_DEFENSES,
+    SIDE,
+    config,
+    figures,
+    tiny_fixture,  # noqa: F401
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +34,13 @@ def measure(*arguments):
     return evaluate.main([str(argument) for argument in arguments])
 
 
-def test_an_exports_figures_are_those_of_its_run(done, folder, tiny, tmp_path):  # noqa: F811
+def test_an_exports_figures_are_those_of_its_run(done, folder, tiny, tmp_path):
     output, images = tmp_path / "figures.json", tmp_path / "images.npz"
     wanted = {name: done["defenses"]["refine"][name] for name in ("ba", "asr", "asr_all", "mapped_asr", "ra", "der")}
     for data in ((), ("--data=made",)):
         arguments = (f"--export={folder / 'export'}", f"--attack={folder / 'attack'}", *data)
         results = measure(*arguments, f"--output={output}", f"--images={images}")
-        assert results["no_defense"] == done["no_defense"]
+        assert results["no_defense"] == figures(done)
         assert wanted.items() <= results["defenses"]["refine"].items()
         assert results["attack"]["name"] == "badnets"
         assert json.loads(output.read_text()) == results
@@ -47,13 +53,13 @@ def test_an_exports_figures_are_those_of_its_run(done, folder, tiny, tmp_path): 
 
 def test_a_victim_alone(done, folder):
     results = measure(f"--victim={folder}", f"--attack={folder / 'attack'}")
-    assert results["no_defense"] == done["no_defense"]
+    assert results["no_defense"] == figures(done)
     assert results["defenses"] == {}
 
 
 def test_an_attack_by_name_with_an_option(done, folder):
     by_name = measure(f"--victim={folder}", "--attack=badnets")
-    assert by_name["no_defense"] == done["no_defense"]  # the white patch, as in the run
+    assert by_name["no_defense"] == figures(done)  # the white patch, as in the run
     changed = measure(f"--victim={folder}", "--attack=blended", "--option=alpha=1", "--target=2")
     assert changed["attack"]["options"]["alpha"] == 1
     assert changed["attack"]["target"] == 2
@@ -67,7 +73,7 @@ def write(place, images, folders):
         Image.fromarray(image).save(place / name / f"{i}.png")
 
 
-def test_folders_of_pictures(done, folder, tiny, tmp_path):  # noqa: F811
+def test_folders_of_pictures(done, folder, tiny, tmp_path):
     test = tiny.test
     triggered = kept.load(folder / "attack").attack.trigger(test.images)
     write(tmp_path / "clean", test.images, ["abcd"[label] for label in test.labels])
@@ -75,7 +81,7 @@ def test_folders_of_pictures(done, folder, tiny, tmp_path):  # noqa: F811
     write(tmp_path / "flat", test.images, ["."] * len(test))
     export = f"--export={folder / 'export'}"
     results = measure(export, f"--data={tmp_path / 'clean'}", f"--triggered={tmp_path / 'triggered'}", "--target=0")
-    assert results["no_defense"] == done["no_defense"]
+    assert results["no_defense"] == figures(done)
     assert results["defenses"]["refine"]["counts"] == done["defenses"]["refine"]["counts"]
     results = measure(export, f"--data={tmp_path / 'flat'}", f"--triggered={tmp_path / 'triggered'}", "--target=0")
     assert results["defenses"]["refine"]["ba"] is None

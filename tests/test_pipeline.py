@@ -1,95 +1,33 @@
 """The stages of a run, from images to results.json, with networks and images small enough to compile at once."""
 
 import dataclasses
-import functools
 import json
 import os
 import shutil
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from refine_jax import doubts, evaluation, export, lock, pipeline, settings, victim
+from refine_jax import doubts, evaluation, export, lock, pipeline, victim
 from refine_jax.attacks import kept
 from refine_jax.datasets import registry as datasets
 from refine_jax.datasets.images import NO_LABEL, Dataset, Split
 from refine_jax.errors import RefineError, SettingError, StorageError, WorkdirError
 from refine_jax.files import read_record, write_record
-from refine_jax.networks import registry as networks
 from refine_jax.report.tables import text_table
-
-K, SIDE = 4, 16
-
-
-class Tiny(nn.Module):
-    """A linear classifier of the image at quarter size."""
-
-    num_classes: int
-    width: int = 1
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        small = nn.avg_pool(images, (4, 4), strides=(4, 4))
-        return nn.Dense(self.num_classes)(small.reshape(images.shape[0], -1))
-
-
-def split(count, seed):
-    """Images whose class is the quarter that is bright."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, K, count).astype(np.int32)
-    images = rng.integers(0, 90, (count, SIDE, SIDE, 3))
-    for image, label in zip(images, labels, strict=True):
-        top, left = divmod(int(label), 2)
-        image[8 * top : 8 * top + 8, 8 * left : 8 * left + 8] += 120
-    return Split(images.astype(np.uint8), labels)
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    made = Dataset("made", split(96, 0), split(50, 1), tuple("abcd"), (0.5,) * 3, (0.25,) * 3)
-    monkeypatch.setitem(networks.NETWORKS, "tiny", functools.partial(Tiny))
-    monkeypatch.setitem(datasets.DATASETS, "made", lambda **_: made)
-    monkeypatch.setattr(pipeline, "export_defenses", lambda run: None)  # takes seconds, and has a test of its own
-    return made
-
-
-EXPORT_DEFENSES = pipeline.export_defenses
-
-
-def config(**changed):
-    """A configuration; `changed` has dots as two underscores."""
-    small = settings.default()
-    small.dataset.name, small.victim.name = "made", "tiny"
-    small.victim.epochs, small.victim.batch_size = 4, 16
-    small.defense.epochs, small.defense.batch_size, small.defense.width, small.defense.depth = 1, 32, 2, 1
-    small.run.log_every = 1
-    for name, value in changed.items():
-        section, field = name.split("__") if "__" in name else (None, name)
-        setattr(small[section] if section else small, field, value)
-    return small
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("run") / "work"
-
-
-@pytest.fixture
-def done(folder):
-    """A whole run, made once; tests that change it work on a copy."""
-    return pipeline.run(config(), str(folder))
-
-
-def contents(folder):
-    """Every path below, with when it was changed."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-
-
-def copied(folder, tmp_path):
-    return shutil.copytree(folder, tmp_path / "copy")
+from tests.small_run import (  # noqa: F401
+    EXPORT_DEFENSES,
+    SIDE,
+    config,
+    contents,
+    copied,
+    done_fixture,
+    figures,
+    folder_fixture,
+    tiny_fixture,
+)
 
 
 def test_everything_lies_where_it_should(done, folder, tiny):
@@ -105,9 +43,9 @@ def test_everything_lies_where_it_should(done, folder, tiny):
     assert {"train_seconds", "train_images_per_second", "parameters"} <= {*refine}
     # The whole test set, the last partial batch too.
     others = int((tiny.test.labels != 0).sum())
-    for figures in (done["no_defense"], refine):
-        assert figures["counts"]["ba"][1] == figures["counts"]["asr_all"][1] == len(tiny.test)
-        assert figures["counts"]["asr"][1] == figures["counts"]["ra"][1] == others
+    for measured in (done["no_defense"], refine):
+        assert measured["counts"]["ba"][1] == measured["counts"]["asr_all"][1] == len(tiny.test)
+        assert measured["counts"]["asr"][1] == measured["counts"]["ra"][1] == others
     with Image.open(folder / "attack" / "contact_sheet.png") as sheet:
         assert sheet.width > 3 * SIDE
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -125,7 +63,7 @@ def test_what_is_done_is_not_done_again(done, folder, monkeypatch):
 def test_the_same_settings_give_the_same_run(done, tmp_path):
     again = pipeline.run(config(), str(tmp_path))
     assert again["hashes"] == done["hashes"]
-    assert again["no_defense"] == done["no_defense"]
+    assert figures(again) == figures(done)
     other = pipeline.run(config(seed=1), str(tmp_path / "other"))
     assert not {*other["hashes"].values()} & {*done["hashes"].values()}
 
@@ -151,7 +89,7 @@ def test_other_settings_are_refused_by_name_and_deleted_on_demand(done, folder, 
 def test_many_defenses_share_one_victim(done, folder, tmp_path):
     settings, before = config(seed=7, victim__workdir=str(folder)), contents(folder)
     shared = pipeline.run(settings, str(tmp_path))
-    assert shared["no_defense"] == done["no_defense"]
+    assert figures(shared) == figures(done)
     assert {name: shared["hashes"][name] for name in ("attack", "victim")} == {
         name: done["hashes"][name] for name in ("attack", "victim")
     }
@@ -279,7 +217,7 @@ def test_a_victim_of_another_run_is_imported_and_measured_by_what_is_known(done,
     imported = config(victim__checkpoint=str(folder))
     results = pipeline.run(imported, str(tmp_path / "labeled"), stages)
     assert results["hashes"]["victim"] == done["hashes"]["victim"]
-    assert results["no_defense"] == done["no_defense"]  # the same weights, preprocessing, trigger and images
+    assert figures(results) == figures(done)  # the same weights, preprocessing, trigger and images
     assert results["victim"]["imported"]["format"] == "refine-jax"
     assert not (tmp_path / "labeled" / "attack").exists()
     with monkeypatch.context() as patch:

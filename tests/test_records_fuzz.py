@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refine_jax import attacks, pipeline
+from refine_jax import attacks, evaluate_stage
 from refine_jax.attacks import kept
 from refine_jax.errors import WorkdirError
 from refine_jax.files import hash_arrays, read_record, write_record
@@ -61,7 +61,7 @@ def read_attack(work):
 
 
 def read_results(work):
-    return pipeline.find_results(types.SimpleNamespace(work=work))
+    return evaluate_stage.find_results(types.SimpleNamespace(work=work))
 
 
 READERS = {
@@ -74,7 +74,7 @@ READERS = {
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_damaged_file_is_refused_or_says_what_it_said(work, name, monkeypatch):
-    monkeypatch.setattr(pipeline, "hashes_of", lambda run: {"victim": "abc"})
+    monkeypatch.setattr(evaluate_stage, "hashes_of", lambda run: {"victim": "abc"})
     path, read = work.root / name, READERS[name]
     whole, said = path.read_bytes(), read(work)
     refused = []

@@ -32,6 +32,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @classmethod
+    def unlabeled(cls, images: Any) -> "Split":
+        """Returns images of which no class is known.  uint8 [N, H, W, 3]"""
+        return cls(images, np.full(len(images), NO_LABEL, np.int32))
+
     @property
     def has_labels(self) -> bool:
         """Whether the images' classes are known."""

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from refine_jax.training.loop import Outcome
+from refine_jax.training.state import count_parameters
+
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
@@ -40,3 +43,9 @@ class Fitted:
     parameters: int = 0
     steps: int | None = None
     findings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, defended: Any, outcome: Outcome) -> "Fitted":
+        """Puts a defense together with what the one training took that it consists of."""
+        parameters, steps = count_parameters(outcome.state.params), int(outcome.state.step)
+        return cls(defended, outcome.seconds, outcome.images_per_second, parameters, steps)

@@ -9,6 +9,7 @@ import numpy as np
 
 from refine_jax import function_classifier
 from refine_jax.classifier import Classifier
+from refine_jax.datasets.images import Split
 from refine_jax.defenses import refine
 from refine_jax.errors import SettingError
 
@@ -51,5 +52,5 @@ def defend(
         victim = function_classifier.wrap(classifier, (height, width), num_classes, variables)
     elif variables is not None:
         raise SettingError("variables", "given", "nothing with a Classifier, which has its own")
-    defended, _ = refine.fit(victim, images, settings, seed, num_classes or victim.num_classes)
-    return defended
+    clean = Split.unlabeled(images)
+    return refine.fit(victim, clean, settings, seed, num_classes or victim.num_classes).defended

@@ -31,6 +31,8 @@ from refine_jax.classifier import Classifier
 from refine_jax.datasets import stream
 from refine_jax.datasets.augment import random_flip, random_grayscale, random_resized_crop
 from refine_jax.datasets.feed import Feed, batch_images
+from refine_jax.datasets.images import Split
+from refine_jax.defenses.contract import Fitted, Needs
 from refine_jax.defenses.mapping import derangement, remap
 from refine_jax.defenses.refine_settings import DEFAULTS as DEFAULTS
 from refine_jax.defenses.refine_settings import LOSSES, Objective
@@ -44,6 +46,8 @@ from refine_jax.training import loop, optimizer
 from refine_jax.training.checkpoints import read
 from refine_jax.training.parallel import ONE_DEVICE, Execution, Step
 from refine_jax.training.state import TrainState, create_train_state
+
+NEEDS = Needs(gradients=True, labels=False, clean_images=True)
 
 
 def transform(unet: UNet, variables: Any, classifier: Classifier, images: jax.Array, settings, *, train: bool):
@@ -154,6 +158,10 @@ class Defended:
     settings: Objective = dataclasses.field(metadata={"static": True})
     image_size: tuple[int, int] = dataclasses.field(metadata={"static": True})
 
+    def parts(self) -> dict[str, Any]:
+        """Returns what was learned and drawn."""
+        return {"unet_variables": self.unet_variables, "permutation": self.permutation}
+
     def transform(self, images: jax.Array) -> jax.Array:
         """T(x) of images.  Float in [0, 1] [N, H, W, 3] -> the same"""
         transformed, _ = transform(self.unet, self.unet_variables, self.classifier, images, self.settings, train=False)
@@ -232,18 +240,18 @@ def augment(images: jax.Array, key: jax.Array, *, axis_name: str | None = None) 
 
 def fit(
     classifier: Classifier,
-    images: np.ndarray,
+    clean: Split,
     settings: Mapping[str, Any],
     seed: int,
     num_classes: int,
     journal: loop.Journal | None = None,
     execution: Execution = ONE_DEVICE,
-) -> tuple[Defended, loop.Outcome]:
+) -> Fitted:
     """Trains a U-Net for a classifier.
 
     Args:
         classifier: Stays as it is.
-        images: Clean, without labels. uint8 [N, H, W, 3]
+        clean: Images; their labels are not looked at.
         settings: The section 'defense' of a configuration, whole.
         seed: For mapping, weights, choice and order of the images, augmentation.
         num_classes: K.
@@ -251,10 +259,10 @@ def fit(
         execution: On which devices, and how.
 
     Returns:
-        The defended classifier, with the last step's parameters; and how the training went.
+        The defended classifier, with the last step's parameters; and what the training took.
     """
     unet = UNet(width=settings["width"], depth=settings["depth"])
-    images = take_fraction(images, settings["data_fraction"], named_key(seed, "refine/data"))
+    images = take_fraction(clean.images, settings["data_fraction"], named_key(seed, "refine/data"))
     on_device, streamed = stream.place("refine", images, execution.feed, execution.chosen()[0])
     feed = Feed(
         len(images),
@@ -282,7 +290,8 @@ def fit(
     kept = {"permutation": data["permutation"]}
     outcome = loop.fit("refine", step, state, data, feed, schedule, journal, kept)
     variables, permutation = outcome.state.variables, data["permutation"]
-    return Defended(classifier, variables, permutation, unet, wanted, images.shape[1:3]), outcome
+    defended = Defended(classifier, variables, permutation, unet, wanted, images.shape[1:3])
+    return Fitted.of(defended, outcome)
 
 
 def load(

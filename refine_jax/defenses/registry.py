@@ -8,8 +8,8 @@ A defense is a module with
     check(prefix, settings, num_images, image_size)
                     refuses impossible settings before any work
     fit(classifier, clean, settings, seed, num_classes, journal, execution) -> contract.Fitted
-                    clean: an `Images`, whose labels are known only where NEEDS.labels; journal: its `checkpoints` are
-                    where what it takes to `load` is left, and what an interrupted fit goes on from
+                    clean: a `Split`, whose labels are known only where NEEDS.labels; journal: its `checkpoints` take
+                    what `load` reads and an interrupted fit goes on from; None: nothing is left
     load(checkpoints, classifier, settings, image_size) -> defended
                     of a fit that came to its end
 
@@ -24,7 +24,9 @@ What it answers to an image depends on the image and on what was kept, never on 
 that draws at test time takes its keys from `chance.image_keys`.
 """
 
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 from refine_jax.defenses import refine
 
@@ -34,3 +36,27 @@ DEFENSES: dict[str, ModuleType] = {"refine": refine}
 def names() -> tuple[str, ...]:
     """Returns the names that config.defense.names takes."""
     return tuple(DEFENSES)
+
+
+def defaults() -> dict[str, Any]:
+    """Returns the section 'defense' of a configuration, but for the names.
+
+    REFINE's settings stand in it, those of the others in a section each.
+    """
+    return {**refine.DEFAULTS, **{name: module.DEFAULTS for name, module in DEFENSES.items() if name != "refine"}}
+
+
+def section(name: str) -> str:
+    """Returns the dotted name of the section that a defense's settings stand in."""
+    return "defense" if name == "refine" else f"defense.{name}"
+
+
+def settings_of(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a defense's own settings.
+
+    Args:
+        name: Of the defense.
+        settings: The section 'defense' of a configuration.
+    """
+    own = settings if name == "refine" else settings[name]
+    return {field: own[field] for field in DEFENSES[name].DEFAULTS}

@@ -1,9 +1,12 @@
 """The table at the end of a run: no defense beside every defense, each figure with its interval."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 FIGURES = {"ba": "BA", "asr": "ASR", "mapped_asr": "mapped ASR", "ra": "RA", "der": "DER"}
+NEEDS = {"gradients": "gradients", "labels": "labels", "clean_images": "clean images"}
+# Defenses that stand side by side.
+_ABREAST = 3
 
 
 def text_table(results: Mapping[str, Any]) -> str:
@@ -13,15 +16,15 @@ def text_table(results: Mapping[str, Any]) -> str:
         results: As the file holds it.
     """
     columns = {"no defense": results["no_defense"], **results["defenses"]}
-    rows = [["", *columns]]
     shown = dict(FIGURES)
     if any("agreement" in figures for figures in columns.values()):
         shown = {"agreement": "agreement", **shown}
-    for name, title in shown.items():
-        rows.append([title, *(_cell(figures, name) for figures in columns.values())])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    rule = "-" * max(map(len, lines))
+    names = list(columns)
+    first, rest = names[: 1 + _ABREAST], names[1 + _ABREAST :]
+    blocks = [first, *(rest[start : start + _ABREAST] for start in range(0, len(rest), _ABREAST))]
+    tables = [_align([["", *block], *_rows({name: columns[name] for name in block}, shown)]) for block in blocks]
+    rule = "-" * max(len(line) for lines in tables for line in lines)
+    body = [line for lines in tables for line in (lines[0], rule, *lines[1:], rule)]
     legend = [
         "in percent, with 95 % intervals; DER from 0 to 100",
         "BA: clean images answered rightly    ASR: triggered ones answered with the target",
@@ -30,7 +33,32 @@ def text_table(results: Mapping[str, Any]) -> str:
     if "agreement" in shown:
         legend.append("agreement: clean images answered as without the defense; their classes are not known")
     warnings = [f"WARNING: {warning}" for warning in results.get("warnings", ())]
-    return "\n".join([lines[0], rule, *lines[1:], rule, *legend, *warnings])
+    return "\n".join([*body, *legend, *warnings])
+
+
+def _rows(columns: Mapping[str, Mapping[str, Any]], shown: Mapping[str, str]) -> Iterator[list[str]]:
+    """Yields the figures of some columns, and what each defense needs and costs."""
+    for name, title in shown.items():
+        yield [title, *(_cell(figures, name) for figures in columns.values())]
+    if any("needs" in figures for figures in columns.values()):
+        yield ["needs", *(_needs(figures) for figures in columns.values())]
+        yield ["training", *(_amount(figures, "train_seconds", "{:.0f} s") for figures in columns.values())]
+        yield ["per image", *(_amount(figures, "milliseconds_per_image", "{:.3g} ms") for figures in columns.values())]
+
+
+def _align(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _needs(figures: Mapping[str, Any]) -> str:
+    if "needs" not in figures:
+        return "-"
+    return ", ".join(title for name, title in NEEDS.items() if figures["needs"][name]) or "nothing"
+
+
+def _amount(figures: Mapping[str, Any], name: str, form: str) -> str:
+    return "-" if figures.get(name) is None else form.format(figures[name])
 
 
 def _cell(figures: Mapping[str, Any], name: str) -> str:

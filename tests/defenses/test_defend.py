@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from refine_jax.classifier import Classifier
-from refine_jax.defenses import refine
+from refine_jax.datasets.images import Split
+from refine_jax.defenses import contract, refine
 from refine_jax.defenses.defend import defend
 from refine_jax.defenses.mapping import remap
 from refine_jax.errors import SettingError
@@ -62,8 +63,9 @@ def test_one_call_gives_a_defended_classifier_and_leaves_the_classifier_as_it_wa
 
 def test_streamed_or_rematerialized_it_comes_to_the_same(classifier, images):
     def fit(**execution):
-        defended, _ = refine.fit(classifier, images, refine.complete(SMALL), 0, K, None, Execution(**execution))
-        return defended.unet_variables
+        clean = Split.unlabeled(images)
+        fitted = refine.fit(classifier, clean, refine.complete(SMALL), 0, K, None, Execution(**execution))
+        return fitted.defended.unet_variables
 
     expected = fit(feed="device")
     chex.assert_trees_all_equal(fit(feed="host"), expected)
@@ -127,7 +129,7 @@ def test_the_number_of_a_functions_classes_is_seen_and_another_is_refused(images
 def fitted(monkeypatch):
     """What REFINE is asked to fit, instead of fitting it."""
     asked = []
-    monkeypatch.setattr(refine, "fit", lambda *arguments: asked.append(arguments) or (None, None))
+    monkeypatch.setattr(refine, "fit", lambda *arguments: asked.append(arguments) or contract.Fitted(None))
     return asked
 
 

@@ -49,6 +49,23 @@ def test_columns_stand_under_their_names(name):
     assert found[1][column - 1] == " "
 
 
+def test_many_defenses_stand_in_blocks_with_what_they_need_and_cost():
+    needs = {"gradients": True, "labels": False, "clean_images": True}
+    cost = {"needs": needs, "train_seconds": 83.4, "milliseconds_per_image": 0.51234}
+    names = [f"defense{number}" for number in range(5)]
+    results = {**RESULTS, "defenses": {name: {**RESULTS["defenses"]["refine"], **cost} for name in names}}
+    results["defenses"]["defense4"]["needs"] = dict.fromkeys(needs, False)
+    lines = text_table(results).splitlines()
+    rules = [number for number, line in enumerate(lines) if set(line) == {"-"}]
+    heads = [rules[0] - 1, rules[2] - 1]
+    assert [lines[number].split() for number in heads] == [["no", "defense", *names[:3]], names[3:]]
+    second = lines[heads[1] :]
+    assert second[2].split() == ["BA", *2 * ["97.00", "[96.00,", "98.00]"]]
+    assert second[7].split() == ["needs", "gradients,", "clean", "images", "nothing"]
+    assert second[8].split() == ["training", "83", "s", "83", "s"]
+    assert second[9].split() == ["per", "image", "0.512", "ms", "0.512", "ms"]
+
+
 def test_without_a_defense_the_victim_stands_alone():
     found = rows(text_table({**RESULTS, "defenses": {}}))
     assert found[0].split() == ["no", "defense"]

@@ -1,0 +1,176 @@
+"""Measures the victim of a run, alone and behind each defense, on the whole test set."""
+
+import dataclasses
+import logging
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from refine_jax import doubts, environment, evaluation
+from refine_jax import triggered as triggered_lib
+from refine_jax.attacks import kept
+from refine_jax.defenses.registry import DEFENSES
+from refine_jax.errors import WorkdirError
+from refine_jax.files import read_record, write_record
+from refine_jax.opening import Run
+from refine_jax.outcomes import hashes_of, load_defense, load_victim
+from refine_jax.workdir import SCHEMA
+
+logger = logging.getLogger(__name__)
+
+COSTS = ("train_seconds", "train_images_per_second", "parameters")
+BENIGN = ("ba", "counts", "ci95")
+# Of a batch that is timed: how often at most, and how long altogether before it is enough.
+_TIMED_CALLS, _TIMED_SECONDS = 5, 3.0
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """Measures the victim alone and behind each defense, on the whole test set, and writes results.json.
+
+    What is measured is kept for each defense by itself, so that a defense that is added, or an evaluation that is cut
+    short, does not cost the others' figures.
+    """
+    attack, classifier = load_victim(run)
+    defended = {name: load_defense(run, name, classifier) for name in run.defenses}
+    if (results := find_results(run)) is not None:
+        logger.info("evaluate: done before, in %s", run.work.results)
+        say_doubts(results)
+        return results
+
+    test, hashes = run.dataset.test, hashes_of(run)
+    images, labels = test.images, triggered_lib.known_labels(test)
+    shown = run.triggered if attack is None else triggered_lib.of_attack(attack, test)
+    logger.info("evaluate: %d test images, clean%s", len(images), "" if shown is None else " and triggered")
+    alone = evaluation.compiled(classifier)
+
+    def measure(name: str, predict: Predict, permutation: np.ndarray | None = None) -> dict[str, Any]:
+        identity = {"attack": hashes["attack"], "victim": hashes["victim"], "defense": hashes.get(name)}
+        path = run.work.figures(name)
+        if (figures := _kept(path, identity)) is not None:
+            logger.info("evaluate: %s was measured before", name.replace("_", " "))
+            return figures
+        logger.info("evaluate: %s", name.replace("_", " "))
+        triggered = (
+            (None, 0, permutation) if shown is None else (shown.images, shown.target, permutation, shown.labels)
+        )
+        figures = evaluation.measure(predict, images, labels, *triggered)
+        if labels is None and name in run.defenses:
+            share = evaluation.agreement(alone, predict, images)
+            figures["agreement"], figures["counts"]["agreement"], figures["ci95"]["agreement"] = share
+        figures["milliseconds_per_image"] = milliseconds_per_image(predict, images)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_record(path, {"identity": identity, "figures": figures})
+        return figures
+
+    no_defense = measure(NO_DEFENSE, alone)
+    defenses = {}
+    for name, behind in defended.items():
+        permutation = None if behind.permutation is None else np.asarray(behind.permutation)
+        figures, outcome = (
+            measure(name, evaluation.compiled(behind), permutation),
+            run.defenses[name].require("defend"),
+        )
+        der, interval = evaluation.defense_effectiveness(no_defense, figures)
+        figures["der"], figures["ci95"]["der"] = der, interval
+        known = {"needs": dataclasses.asdict(DEFENSES[name].NEEDS), "findings": outcome.get("findings", {})}
+        defenses[name] = {**figures, **costs(outcome), **known}
+    outcome = run.victim.require("victim")
+    results = {
+        "schema": SCHEMA,
+        "settings": run.settings,
+        "environment": environment.describe(),
+        "hashes": hashes,
+        "attack": describe_attack(run),
+        "victim": {**costs(outcome), "imported": outcome.get("imported")},
+        "no_defense": no_defense,
+        "defenses": defenses,
+        "warnings": doubts.find(no_defense, defenses, labels),
+    }
+    write_record(run.work.results, results)
+    say_doubts(results)
+    return results
+
+
+NO_DEFENSE = "no_defense"
+Predict = Callable[[jax.Array], jax.Array]
+
+
+def milliseconds_per_image(predict: Predict, images: np.ndarray) -> float:
+    """Returns how long an image takes in a batch as evaluations have them, compilation left out.
+
+    Args:
+        predict: As in `evaluation.measure`.
+        images: uint8 [N, H, W, 3]
+    """
+    batch = np.asarray(images[: evaluation.BATCH_SIZE])
+    evaluation.predict_classes(predict, batch)
+    seconds: list[float] = []
+    while len(seconds) < _TIMED_CALLS and sum(seconds) < _TIMED_SECONDS:
+        started = time.perf_counter()
+        evaluation.predict_classes(predict, batch)
+        seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds) / len(batch)
+
+
+def _kept(path: pathlib.Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the figures that were measured of just this, None where there are none."""
+    if not path.exists():
+        return None
+    try:
+        record = read_record(path, ("identity", "figures"))
+    except WorkdirError:
+        logger.warning("%s is damaged: measured anew", path)
+        return None
+    return record["figures"] if record["identity"] == identity else None
+
+
+def say_doubts(results: Mapping[str, Any]) -> None:
+    """Says in the log what makes the figures doubtful; the first versions of results.json say nothing of it."""
+    for doubt in results.get("warnings", ()):
+        logger.warning("WARNING: %s", doubt)
+
+
+def find_results(run: Run) -> dict[str, Any] | None:
+    """Returns what results.json holds, None where it is not there or of others than these victim and defenses."""
+    if not run.work.results.exists():
+        return None
+    try:
+        results = read_record(run.work.results, ())  # without a checksum it is of the first versions
+    except WorkdirError:
+        logger.warning("%s is damaged, or of an older version: everything is measured anew", run.work.results)
+        return None
+    return results if results["hashes"] == hashes_of(run) else None
+
+
+def benign_file(run: Run) -> pathlib.Path:
+    """Where the figures of an attack's benign classifier stand."""
+    return run.attack_folder / "benign.json"
+
+
+def describe_attack(run: Run) -> dict[str, Any]:
+    """Returns how many images the attack has changed, and how good its benign classifier is, where it has one.
+
+    Of an imported victim's attack no more is known than its name and target.
+    """
+    if run.imported is not None:
+        target = None if run.triggered is None else run.triggered.target
+        return {"name": run.settings["attack"]["name"], "target": target}
+    planted = kept.load(run.attack_folder)
+    return {
+        "name": planted.attack.name,
+        "target": planted.attack.target,
+        "rate": planted.attack.rate,
+        "poisoned_images": len(planted.indices),
+        "cover_images": len(planted.cover_indices),
+        "benign_classifier": read_record(benign_file(run), BENIGN) if benign_file(run).exists() else None,
+    }
+
+
+def costs(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a stage's training cost, from what its record says."""
+    return {name: outcome[name] for name in COSTS}

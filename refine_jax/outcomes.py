@@ -1,0 +1,61 @@
+"""Reads what the trainings of a run have left, and holds it to the hashes that were noted when it was made."""
+
+import pathlib
+from typing import Any
+
+from refine_jax import victim
+from refine_jax.attacks import kept
+from refine_jax.attacks.trigger import Attack
+from refine_jax.classifier import Classifier
+from refine_jax.defenses.registry import DEFENSES, settings_of
+from refine_jax.errors import WorkdirError
+from refine_jax.files import hash_arrays
+from refine_jax.opening import Run
+from refine_jax.workdir import Record
+
+
+def load_victim(run: Run) -> tuple[Attack | None, Classifier]:
+    """Reads victim and, where it was planted here, attack from where they were left; holds them to their hashes."""
+    outcome, attack = run.victim.require("victim"), None
+    if run.imported is None:
+        planted = kept.load(run.attack_folder)
+        if planted.sha256 != outcome["attack_sha256"]:
+            raise WorkdirError(f"{run.attack_folder} is not the attack that the victim beside it was trained with")
+        attack = planted.attack
+    return attack, victim.load_classifier(run.victim.folder, outcome, run.dataset, run.settings["victim"])
+
+
+def load_defense(run: Run, name: str, classifier: Classifier) -> Any:
+    """Reads a defended classifier from where it was left, and holds it to its hash."""
+    record = run.defenses[name]
+    outcome, checkpoints = record.require("defend"), checkpoints_of(record)
+    if outcome["victim_sha256"] != run.victim.require("victim")["victim_sha256"]:
+        raise WorkdirError(f"{record.folder} was trained for another victim: delete it, and it is trained again")
+    settings = settings_of(name, run.settings["defense"])
+    defended = DEFENSES[name].load(checkpoints, classifier, settings, run.dataset.image_size)
+    if hash_arrays(defended.parts()) != outcome["sha256"]:
+        raise WorkdirError(f"the weights in {checkpoints} are not those that were trained")
+    return defended
+
+
+def hashes_of(run: Run) -> dict[str, str | None]:
+    """Returns the SHA-256 of attack, where one is known, victim and defenses, of stages that are done."""
+    outcome = run.victim.require("victim")
+    hashes = {name: outcome[f"{name}_sha256"] for name in ("attack", "victim")}
+    return hashes | {name: record.require("defend")["sha256"] for name, record in run.defenses.items()}
+
+
+def is_done(record: Record) -> bool:
+    """Returns whether a stage has come to its end, and its last checkpoint is there.
+
+    One that turned out to be damaged is deleted by the user; the training then goes on from the one before.
+    """
+    if record.outcome is None:
+        return False
+    step = record.outcome.get("steps")  # the first versions have not noted it
+    return step is None or (checkpoints_of(record) / str(step)).exists()
+
+
+def checkpoints_of(record: Record) -> pathlib.Path:
+    """Where the checkpoints of a stage lie."""
+    return record.folder / "checkpoints"
