@@ -5,11 +5,11 @@
 
 PATH is ImageNet as you have it, which docs/imagenet50.md describes; once the data set is built it can be left out.
 The paper does not name its 50 classes: these are the project's own draw. Cost: 150 epochs of 25,000 images for each of
-the two trainings; meant for a GPU. No figures were measured yet, nor the time that it takes.
+the two trainings; meant for a GPU. No figures were measured yet at this size, nor the time that it takes.
 
 ':mini' takes ten classes, such as those of Imagenette, images of half the side, narrow networks and few epochs, for a
-2-core CPU. Its cost is not measured; meant is under an hour for both trainings. It has not been run to the end yet: a
-victim trained for 3 epochs, as a trial, had a BA of 57 % and an ASR of 90 %.
+2-core CPU: 8 and 55 minutes for the two trainings on one core of a machine that was busy. Measured: BA 68.2 %, behind
+REFINE 61.6 %; ASR 90.3 %, behind REFINE 1.3 %; see results/imagenet10_mini/.
 """
 
 import ml_collections
