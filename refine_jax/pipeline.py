@@ -22,6 +22,7 @@ from refine_jax import evaluation, export, import_stage, planting, victim
 from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.images import Split
+from refine_jax.defenses import refine
 from refine_jax.defenses.registry import DEFENSES, settings_of
 from refine_jax.errors import choose
 from refine_jax.evaluate_stage import COSTS, benign_file, evaluate, find_results
@@ -167,6 +168,9 @@ def export_defenses(run: Run) -> None:
             continue
         _, classifier = load_victim(run)
         defended = load_defense(run, name, classifier)
+        if not isinstance(defended, refine.Defended):
+            logger.info("export: %s is not exported; only refine is", name)
+            continue
         record |= {"settings": run.settings}
         export.save(defended, folder, class_names=run.dataset.class_names, record=record)
         logger.info("export: the classifier behind %s is in %s", name, folder)

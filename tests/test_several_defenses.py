@@ -13,7 +13,7 @@ from refine_jax.defenses import contract
 from refine_jax.defenses import registry as defenses
 from refine_jax.errors import SettingError, WorkdirError
 from refine_jax.report.tables import text_table
-from tests.small_run import K, config, copied, done_fixture, folder_fixture, tiny_fixture  # noqa: F401
+from tests.small_run import EXPORT_DEFENSES, K, config, copied, done_fixture, folder_fixture, tiny_fixture  # noqa: F401
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ def test_a_defense_is_added_to_a_run_and_the_others_are_not_measured_again(
     assert "dimming" in text_table(results)
 
 
-def test_a_defenses_settings_are_its_own(done, folder, tmp_path, dimming):
+def test_a_defenses_settings_are_its_own(done, folder, tmp_path, dimming, monkeypatch):
     work = copied(folder, tmp_path)
     both = config(defense__names=("refine", "dimming"))
     pipeline.run(both, str(work))
@@ -100,8 +100,10 @@ def test_a_defenses_settings_are_its_own(done, folder, tmp_path, dimming):
     with pytest.raises(SettingError, match=r"defense\.dimming\.factor"):
         pipeline.run(both, str(work))
     alone = config(defense__names=("dimming",), defense__epochs=-3)  # REFINE's, which is not among them
-    results = pipeline.run(alone, str(tmp_path / "alone"), ("victim", "defend", "evaluate"))
+    monkeypatch.setattr(pipeline, "export_defenses", EXPORT_DEFENSES)
+    results = pipeline.run(alone, str(tmp_path / "alone"))
     assert [*results["defenses"]] == ["dimming"]
+    assert not (tmp_path / "alone" / "export").exists()
 
 
 def test_a_defense_without_labels_does_not_see_them(dimming, tmp_path, monkeypatch):
