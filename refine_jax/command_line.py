@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 from absl import flags
 
-from refine_jax import settings
+from refine_jax import fields
 from refine_jax.errors import RefineError, SettingError, did_you_mean
 
 # Flags that need no value.
@@ -41,8 +41,8 @@ def parse(argv: Sequence[str]) -> list[str]:
             _check_text(name, value, bool)
         elif name.startswith(("config.", "noconfig.")):
             field = name.partition(".")[2]
-            settings.check_field(field, value)
-            _check_text(field, value, settings.type_of(field))
+            fields.check_field(field, value)
+            _check_text(field, value, fields.type_of(field))
     values = flags.FLAGS
     try:
         rest = values(argv)
@@ -78,8 +78,8 @@ def read_field(argument: str) -> tuple[str, Any]:
     if not argument.startswith("--config.") or not equals:
         raise RefineError(f"{argument!r} belongs to no flag: fields are written --config.FIELD=VALUE")
     field = name.partition(".")[2]
-    settings.check_field(field, text)
-    kind = settings.type_of(field)
+    fields.check_field(field, text)
+    kind = fields.type_of(field)
     _check_text(field, text, kind)
     if kind is tuple:
         value = _literal(text)
@@ -122,10 +122,10 @@ def _check_text(field: str, text: str, kind: type) -> None:
         elif kind in _PARSERS and not (kind is bool and text == ""):
             _PARSERS[kind].parse(text)
     except SyntaxError:
-        raise SettingError(field, text, settings.KINDS[kind]) from None
+        raise SettingError(field, text, fields.KINDS[kind]) from None
     except ValueError:
         if kind is not tuple:  # a word that is no literal is a tuple of one string
-            raise SettingError(field, text, settings.KINDS[kind]) from None
+            raise SettingError(field, text, fields.KINDS[kind]) from None
 
 
 def explain(error: BaseException, path: str, program: str) -> RefineError:

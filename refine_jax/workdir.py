@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from refine_jax.errors import WorkdirError
+from refine_jax.fields import differences
 from refine_jax.files import read_record, write_record
-from refine_jax.settings import differences
 
 SCHEMA = 1
 

@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 import launch
 import refine_jax
-from refine_jax import attacks, evaluate, settings
+from refine_jax import attacks, evaluate, fields, settings
 from refine_jax.sweep import __main__ as sweep
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -98,7 +98,7 @@ def test_flags_are_those_of_launch(name):
 def test_fields_of_the_configuration_exist(name):
     for field in re.findall(r"--config\.([a-z]\w*(?:\.\w+)*)", PAGES[name]):
         if not field.startswith(f"attack.{INVENTED}"):
-            settings.check_field(field, "")
+            fields.check_field(field, "")
 
 
 COMMANDS = {f"{name}: {' '.join(line)}": line for name, text in PAGES.items() for line in command_lines(text)}

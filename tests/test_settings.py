@@ -5,7 +5,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from refine_jax import attacks, datasets, networks, settings
+from refine_jax import attacks, datasets, fields, networks, settings
 from refine_jax.datasets.images import Dataset, Split
 from refine_jax.errors import RefineError, SettingError
 
@@ -161,7 +161,7 @@ def test_a_fraction_of_the_images_must_hold_a_batch():
     assert str(error) == "defense.batch_size = 256: allowed: at most the 200 clean images"
 
 
-NUMBERS = {field: kind for field, kind in settings._types().items() if kind in (int, float)}
+NUMBERS = {field: kind for field, kind in fields._types().items() if kind in (int, float)}
 # A ConfigDict makes 1.0 of a True that is put where a float belongs, before anyone can look at it.
 NO_NUMBERS = {int: (True, math.nan, math.inf, 1.5, "3", (3,)), float: (math.nan, math.inf, -math.inf, "3", (3,))}
 
@@ -209,30 +209,6 @@ def test_whole_numbers_may_stand_for_numbers():
     assert settings.complete(configured(victim__learning_rate=1))["victim"]["learning_rate"] == 1.0
 
 
-@pytest.mark.parametrize(
-    ("field", "allowed", "nearest"),
-    [
-        ("victim.epoch", "victim.epochs, ", "victim.epochs"),
-        ("victm.epochs", "attack, dataset, defense, precision, run, seed, victim", "victim.epochs"),
-        ("victim", "victim.batch_size, ", "victim."),
-        ("attack.badnets.weigth", "attack.badnets.pattern, attack.badnets.weight", "attack.badnets.weight"),
-        ("sed", "seed", "seed"),
-    ],
-)
-def test_an_unknown_field_is_answered_with_its_siblings_and_the_nearest(field, allowed, nearest):
-    with pytest.raises(SettingError) as caught:
-        settings.check_field(field, "3")
-    assert caught.value.field == field
-    assert allowed in caught.value.allowed
-    assert f"(did you mean '{nearest}" in str(caught.value)
-
-
-def test_every_field_is_known():
-    for field in settings._types():
-        settings.check_field(field, None)
-        assert settings.type_of(field) in (*settings.KINDS, object)
-
-
 def test_an_unknown_field_in_a_file_is_refused_too():
     config = settings.default()
     config.victim.epoch = 3
@@ -251,36 +227,3 @@ def test_every_name_there_is_may_be_chosen():
         settings.complete(configured(victim__name=name))
     for name in datasets.names():
         settings.complete(configured(dataset__name=name))
-
-
-def test_differences_name_what_changed_came_and_went():
-    old = {"a": 1, "b": {"c": 2, "d": [1, 2], "gone": None}}
-    new = {"a": 1, "b": {"c": 3, "d": [1, 3]}, "new": "x"}
-    assert settings.differences(old, new) == [
-        "b.c: 2 -> 3",
-        "b.d: [1, 2] -> [1, 3]",
-        "b.gone: None -> not there",
-        "new: not there -> 'x'",
-    ]
-    assert settings.differences(old, json.loads(json.dumps(old))) == []
-
-
-def test_a_field_follows_the_attack_until_it_is_set():
-    config = settings.default()
-    settings.vary_by_attack(config, "attack.rate", {"adaptive_patch": 0.03})
-    settings.vary_by_attack(config, "victim.epochs", {"wanet": 6})
-
-    def resolved(name):
-        config.attack.name = name
-        values = settings.complete(config)
-        return values["attack"]["rate"], values["victim"]["epochs"]
-
-    # The name may be chosen, and chosen again, after the field was made to follow it, as flags do.
-    assert resolved("wanet") == (None, 6)
-    assert resolved("adaptive_patch") == (0.03, 150)
-    assert resolved("badnets") == (None, 150)
-    config.attack.rate = 0.2
-    config.victim.epochs = 3
-    assert resolved("adaptive_patch") == resolved("wanet") == (0.2, 3)
-    with pytest.raises(TypeError):
-        config.victim.epochs = "many"

@@ -12,14 +12,14 @@ from typing import Any
 
 import ml_collections
 
-from refine_jax import opening, settings
+from refine_jax import fields, opening, settings
 from refine_jax.errors import RefineError, SettingError, choose
 
 # Sections of a configuration that a victim depends on; what it is called is made of their fields.
 _OF_THE_VICTIM = ("dataset", "attack", "victim", "precision")
 RUN_STAGES, VICTIM_STAGES = ("victim", "defend", "evaluate"), ("victim",)
 
-Axes = Mapping[str | tuple[str, ...], Iterable[Any]]
+Axes = Mapping[str | tuple[str, ...], Sequence[Any]]
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -139,16 +139,20 @@ def expand(sweep: Sweep, folder: pathlib.Path) -> Plan:
     """
     if not sweep.seeds:
         raise SettingError("seeds", sweep.seeds, "one or more seeds")
-    fields = list(dict.fromkeys(field for grid in sweep.grids for axis in grid for field in _fields(axis)))
-    for field in fields:
-        settings.check_field(field, "a value of the sweep")
+    varied = list(dict.fromkeys(field for grid in sweep.grids for axis in grid for field in _fields(axis)))
+    for field in varied:
+        fields.check_field(field, "a value of the sweep")
         if field in ("seed", "victim.workdir"):
             raise SettingError(field, "an axis of the sweep", "other fields; seeds are given as seeds=(0, 1, 2)")
+    for grid in sweep.grids:
+        for axis, taken in grid.items():
+            if not len(taken):
+                raise SettingError(", ".join(_fields(axis)), taken, "one or more values in a sweep")
     victims: dict[str, Task] = {}
     runs: dict[str, Task] = {}
     for grid, seed in itertools.product(sweep.grids, sweep.seeds):
         for changes in _combinations(grid):
-            run = _make_run(sweep, folder, fields, changes, seed, victims)
+            run = _make_run(sweep, folder, varied, changes, seed, victims)
             runs.setdefault(run.name, run)
     # The seed comes last in the order too.
     order = [tuple(run.values.items()) for run in runs.values()]
@@ -183,7 +187,7 @@ def apply(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> None
         SettingError: A field is unknown, or the value is of another type.
     """
     for field, value in changes.items():
-        settings.check_field(field, value)
+        fields.check_field(field, value)
         *sections, name = field.split(".")
         section = config
         for part in sections:
@@ -191,7 +195,7 @@ def apply(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> None
         try:
             section[name] = value
         except (TypeError, ValueError) as error:
-            raise SettingError(field, value, settings.KINDS.get(settings.type_of(field), "another type")) from error
+            raise SettingError(field, value, fields.KINDS.get(fields.type_of(field), "another type")) from error
 
 
 def label(values: Mapping[str, Any]) -> str:
@@ -200,11 +204,11 @@ def label(values: Mapping[str, Any]) -> str:
     return ",".join(f"{field}={re.sub(r'[^A-Za-z0-9.+-]', '_', shown(value))}" for field, value in values.items())
 
 
-def _make_run(sweep, folder, fields, changes, seed, victims) -> Task:
+def _make_run(sweep, folder, varied, changes, seed, victims) -> Task:
     """Returns a run; puts its victim into `victims` where that is not there yet."""
     config = copy.deepcopy(sweep.base)
     apply(config, {**changes, "seed": seed})
-    values = {field: _get(config, field) for field in fields}
+    values = {field: _get(config, field) for field in varied}
     name = f"runs/{label({**values, 'seed': seed})}"
     resolved = _complete(name, config)
     if "checkpoint" in resolved["victim"] or resolved["victim"]["workdir"]:
@@ -235,11 +239,11 @@ def _combinations(grid: Axes) -> Iterable[dict[str, Any]]:
     for chosen in itertools.product(*grid.values()):
         changes: dict[str, Any] = {}
         for axis, value in zip(grid, chosen, strict=True):
-            fields = _fields(axis)
+            names = _fields(axis)
             together = (value,) if isinstance(axis, str) else value
-            if len(together) != len(fields):
-                raise SettingError(", ".join(fields), value, f"{len(fields)} values, one of each field")
-            changes |= dict(zip(fields, together, strict=True))
+            if len(together) != len(names):
+                raise SettingError(", ".join(names), value, f"{len(names)} values, one of each field")
+            changes |= dict(zip(names, together, strict=True))
         yield changes
 
 

@@ -61,13 +61,12 @@ def go_through(tasks: Iterable[Task], start: Callable[[Task], Job], limit: int |
     """
     waiting = [task for task in tasks if state.state_of(task).kind in ("waiting", "begun")]
     total, number, running = len(waiting), 0, dict[Task, Job]()
-    busy: set[Task] = set()  # those that another process is at work on
     try:
         while waiting or running:
             for task in list(waiting):
                 if limit is not None and len(running) >= limit:
                     break
-                fate = _fate(task, waiting, running, busy)
+                fate = _fate(task, waiting, running)
                 if fate == "wait":
                     continue
                 waiting.remove(task)
@@ -81,8 +80,7 @@ def go_through(tasks: Iterable[Task], start: Callable[[Task], Job], limit: int |
                 status = job.poll()
                 if status is not None:
                     del running[task]
-                    if _has_ended(task, status):
-                        busy.add(task)
+                    _note_end(task, status)
             if running:
                 time.sleep(_PAUSE)
     except BaseException:
@@ -93,7 +91,7 @@ def go_through(tasks: Iterable[Task], start: Callable[[Task], Job], limit: int |
         raise
 
 
-def _fate(task: Task, waiting, running, busy) -> str:
+def _fate(task: Task, waiting, running) -> str:
     """Returns whether a task is to 'start', has to 'wait' for its victim, or to 'leave' because there will be none."""
     victim = task.victim
     if victim is None or state.is_done(victim):
@@ -101,19 +99,16 @@ def _fate(task: Task, waiting, running, busy) -> str:
     return "wait" if victim in waiting or victim in running else "leave"
 
 
-def _has_ended(task: Task, status: int) -> bool:
+def _note_end(task: Task, status: int) -> None:
     """Says what a task has come to; raises where no other could do better.
 
-    Returns:
-        Whether another process is at work on it.
+    What ends with `ending.STATUS_ERROR` and has not failed, another process is at work on; it has been said.
     """
     if status == ending.STATUS_INTERRUPTED:
         raise Interrupted(f"{task.name} was stopped")
     if status == ending.STATUS_STORAGE:
         raise StorageError(f"{task.name} could not be written; see what it said")
-    failed = state.state_of(task).kind == "failed"
     if status == 0:
         logger.info("%s: done", task.name)
-    elif status not in (ending.STATUS_ERROR, ending.STATUS_BUG) and not failed:
+    elif status not in (ending.STATUS_ERROR, ending.STATUS_BUG) and state.state_of(task).kind != "failed":
         state.note_failure(task, f"it ended with status {status}" + (", a signal" if status < 0 else ""))
-    return status == ending.STATUS_ERROR and not failed

@@ -107,3 +107,8 @@ def test_fields_are_set_by_type():
     assert config.victim.workdir == "x"
     with pytest.raises(SettingError, match=r"defense.width = 1.5: allowed: a whole number"):
         plan.apply(config, {"defense.width": 1.5})
+
+
+def test_a_field_without_values_is_refused(tmp_path):
+    with pytest.raises(SettingError, match=r"defense\.depth = \(\): allowed: one or more values"):
+        plan.expand(make({"defense.width": (2,), "defense.depth": ()}), tmp_path)
