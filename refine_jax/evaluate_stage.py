@@ -14,7 +14,7 @@ import numpy as np
 from refine_jax import doubts, environment, evaluation
 from refine_jax import triggered as triggered_lib
 from refine_jax.attacks import kept
-from refine_jax.defenses.registry import DEFENSES
+from refine_jax.defenses.registry import DEFENSES, settings_of
 from refine_jax.errors import WorkdirError
 from refine_jax.files import read_record, write_record
 from refine_jax.opening import Run
@@ -23,6 +23,9 @@ from refine_jax.workdir import SCHEMA
 
 logger = logging.getLogger(__name__)
 
+Predict = Callable[[jax.Array], jax.Array]
+
+NO_DEFENSE = "no_defense"
 COSTS = ("train_seconds", "train_images_per_second", "parameters")
 BENIGN = ("ba", "counts", "ci95")
 # Of a batch that is timed: how often at most, and how long altogether before it is enough.
@@ -49,16 +52,20 @@ def evaluate(run: Run) -> dict[str, Any]:
     alone = evaluation.compiled(classifier)
 
     def measure(name: str, predict: Predict, permutation: np.ndarray | None = None) -> dict[str, Any]:
-        identity = {"attack": hashes["attack"], "victim": hashes["victim"], "defense": hashes.get(name)}
+        identity: dict[str, Any] = {
+            "attack": hashes["attack"],
+            "victim": hashes["victim"],
+            "defense": hashes.get(name),
+        }
+        if name in run.defenses:  # not all that a defense does has to show in what it has learned
+            identity["settings"] = settings_of(name, run.settings["defense"])
         path = run.work.figures(name)
         if (figures := _kept(path, identity)) is not None:
             logger.info("evaluate: %s was measured before", name.replace("_", " "))
             return figures
         logger.info("evaluate: %s", name.replace("_", " "))
-        triggered = (
-            (None, 0, permutation) if shown is None else (shown.images, shown.target, permutation, shown.labels)
-        )
-        figures = evaluation.measure(predict, images, labels, *triggered)
+        triggered, target, classes = (None, 0, None) if shown is None else (shown.images, shown.target, shown.labels)
+        figures = evaluation.measure(predict, images, labels, triggered, target, permutation, classes)
         if labels is None and name in run.defenses:
             share = evaluation.agreement(alone, predict, images)
             figures["agreement"], figures["counts"]["agreement"], figures["ci95"]["agreement"] = share
@@ -71,10 +78,8 @@ def evaluate(run: Run) -> dict[str, Any]:
     defenses = {}
     for name, behind in defended.items():
         permutation = None if behind.permutation is None else np.asarray(behind.permutation)
-        figures, outcome = (
-            measure(name, evaluation.compiled(behind), permutation),
-            run.defenses[name].require("defend"),
-        )
+        figures = measure(name, evaluation.compiled(behind), permutation)
+        outcome = run.defenses[name].require("defend")
         der, interval = evaluation.defense_effectiveness(no_defense, figures)
         figures["der"], figures["ci95"]["der"] = der, interval
         known = {"needs": dataclasses.asdict(DEFENSES[name].NEEDS), "findings": outcome.get("findings", {})}
@@ -94,10 +99,6 @@ def evaluate(run: Run) -> dict[str, Any]:
     write_record(run.work.results, results)
     say_doubts(results)
     return results
-
-
-NO_DEFENSE = "no_defense"
-Predict = Callable[[jax.Array], jax.Array]
 
 
 def milliseconds_per_image(predict: Predict, images: np.ndarray) -> float:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from refine_jax import evaluation, pipeline, settings
+from refine_jax import evaluation, fields, pipeline
 from refine_jax.datasets.images import NO_LABEL
 from refine_jax.defenses import contract
 from refine_jax.defenses import registry as defenses
@@ -61,9 +61,11 @@ jax.tree_util.register_dataclass(Dimmed, ["classifier", "factor"], ["image_size"
 def dimming(monkeypatch):
     made = Dimming()
     monkeypatch.setitem(defenses.DEFENSES, "dimming", made)
-    settings._types.cache_clear()
+    for cached in (fields._types, fields._open):
+        cached.cache_clear()
     yield made
-    settings._types.cache_clear()
+    for cached in (fields._types, fields._open):
+        cached.cache_clear()
 
 
 def test_a_defense_is_added_to_a_run_and_the_others_are_not_measured_again(
@@ -104,6 +106,18 @@ def test_a_defenses_settings_are_its_own(done, folder, tmp_path, dimming, monkey
     results = pipeline.run(alone, str(tmp_path / "alone"))
     assert [*results["defenses"]] == ["dimming"]
     assert not (tmp_path / "alone" / "export").exists()
+
+
+def test_a_defense_with_other_settings_is_measured_anew_though_it_has_learned_the_same(dimming, tmp_path, monkeypatch):
+    monkeypatch.setattr(Dimmed, "parts", lambda self: {})
+
+    def answers(factor, **flags):
+        given = config(defense__names=("dimming",))
+        given.defense.dimming.factor = factor
+        return pipeline.run(given, str(tmp_path), **flags)["defenses"]["dimming"]["answers"]
+
+    assert max(answers(1.0)) < 50
+    assert max(answers(1e-6, overwrite=True)) == 50  # black, so that all images are answered alike
 
 
 def test_a_defense_without_labels_does_not_see_them(dimming, tmp_path, monkeypatch):
