@@ -30,6 +30,8 @@ def text_table(results: Mapping[str, Any]) -> str:
         "BA: clean images answered rightly    ASR: triggered ones answered with the target",
         "mapped ASR: with the class that the mapping sends the target to    RA: answered rightly all the same",
     ]
+    if any("needs" in figures for figures in columns.values()):
+        legend.append("training: what fitting took    per image: an answer in a batch, the classifier's work too")
     if "agreement" in shown:
         legend.append("agreement: clean images answered as without the defense; their classes are not known")
     warnings = [f"WARNING: {warning}" for warning in results.get("warnings", ())]
