@@ -18,7 +18,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
         signal.signal(caught, _stop)
 
 import logging
-import threading
 from typing import NoReturn
 
 from absl import app, flags
@@ -49,9 +48,7 @@ def main(argv: list[str]) -> None:
     handler = absl_logging.get_absl_handler()
     # absl's handler is in place by now; its prefix of time, process and line is of no use here.
     handler.setFormatter(logging.Formatter("%(message)s"))
-    # What threads of Orbax and TensorStore have to say of an error, they say with tracebacks. It is raised here too.
-    handler.addFilter(lambda record: not record.exc_info)
-    sys.unraisablehook = _report
+    ending.quieten(handler)
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("refine_jax").setLevel(logging.INFO)
     if len(argv) > 1:
@@ -85,11 +82,6 @@ def run() -> None:
 def _leave(status: int) -> NoReturn:
     processes.leave_at_once(status)
     sys.exit(status)
-
-
-def _report(unraisable: "sys.UnraisableHookArgs") -> None:
-    if threading.current_thread() is threading.main_thread():
-        sys.__unraisablehook__(unraisable)
 
 
 def _say(message: object, status: int) -> int:

@@ -1,7 +1,10 @@
 """How a program ends: the sentence that an error comes to, and the exit status."""
 
 import errno
+import logging
 import os
+import sys
+import threading
 import traceback
 
 from refine_jax.errors import RefineError, StorageError
@@ -10,6 +13,23 @@ STATUS_BUG, STATUS_ERROR, STATUS_STORAGE, STATUS_INTERRUPTED = 1, 2, 74, 75
 
 # What a file system may answer to somebody who writes, through no fault of the program.
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+
+
+def quieten(handler: logging.Handler) -> None:
+    """Keeps from people what threads of Orbax and TensorStore have to say of an error, with tracebacks.
+
+    It is raised in the main thread too, and said there in a sentence.
+
+    Args:
+        handler: Of the program's log.
+    """
+    handler.addFilter(lambda record: not record.exc_info)
+    sys.unraisablehook = _report
+
+
+def _report(unraisable: "sys.UnraisableHookArgs") -> None:
+    if threading.current_thread() is threading.main_thread():
+        sys.__unraisablehook__(unraisable)
 
 
 def explain(error: BaseException, workdir: str | os.PathLike | None) -> tuple[str, int]:

@@ -17,12 +17,13 @@ import jax
 
 from refine_jax import command_line, ending
 from refine_jax.datasets import cache
-from refine_jax.errors import RefineError, SettingError, WorkdirError
+from refine_jax.errors import RefineError, SettingError
 from refine_jax.files import write_json
 from refine_jax.sweep import places, schedule, state, table
 from refine_jax.sweep.plan import Plan, Sweep, apply, check_images, expand, find
 from refine_jax.training.compilation import keep_compiled
 from refine_jax.training.interruption import Interrupted, ended_by_signals
+from refine_jax.workdir import Workdir
 
 logger = logging.getLogger("refine_jax.sweep")
 
@@ -73,10 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.run:
         return _do_one(plan, given.run, overwrite=given.overwrite)
     check_images(plan)
-    try:
-        given.workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkdirError(f"the working directory {given.workdir} cannot be: {error.strerror}") from error
+    Workdir(given.workdir).create()
     if given.retry:
         for task in plan.tasks:
             state.forget_failure(task)
@@ -119,14 +117,15 @@ def read_sweep(value: str) -> Sweep:
     """
     path = command_line.check_file(value, "get_sweep", "configs/sweeps")
     try:
-        get_sweep = runpy.run_path(path)["get_sweep"]
-        sweep = get_sweep(value.partition(":")[2])
+        get_sweep = runpy.run_path(path).get("get_sweep")
+        sweep = None if get_sweep is None else get_sweep(value.partition(":")[2])
     except RefineError:
         raise
     except Exception as error:
         raise command_line.explain(error, path, "sweep") from error
     if not isinstance(sweep, Sweep):
-        raise RefineError(f"{path}: get_sweep() gives no refine_jax.sweep.Sweep")
+        found = "there is no get_sweep()" if get_sweep is None else "get_sweep() gives no refine_jax.sweep.Sweep"
+        raise SettingError("config", value, f"a file as those of configs/sweeps/; in this one {found}")
     return sweep
 
 
@@ -175,8 +174,7 @@ def _do_elsewhere(arguments: Sequence[str], name: str) -> int:
 def ended(argv: Sequence[str] | None = None) -> int:
     """Runs `main`; what a user can mend ends in one sentence, and in an exit status of its own."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    # What threads of Orbax and TensorStore have to say of an error, they say with tracebacks. It is raised here too.
-    logging.getLogger().handlers[0].addFilter(lambda record: not record.exc_info)
+    ending.quieten(logging.getLogger().handlers[0])
     logging.getLogger("refine_jax").setLevel(logging.INFO)
     try:
         with ended_by_signals():

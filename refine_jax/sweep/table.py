@@ -40,8 +40,9 @@ def summarize(runs: Iterable[tuple[Task, Mapping[str, Any] | None]]) -> list[dic
 
     Returns:
         Dicts of JSON values: 'values' (of the fields that vary), 'defense', 'seeds' (those that are done), 'missing'
-        (those that are not), 'no_defense' and 'figures' (name to `mean_and_interval`; None where a figure is not
-        known of every seed).
+        (those that are not), 'doubtful' (those whose results.json has warnings), 'warnings' (what these say, each
+        once), 'no_defense' and 'figures' (name to `mean_and_interval`; None where a figure is not known of every
+        seed).
     """
     groups: dict[tuple, list[tuple[Task, Mapping[str, Any] | None]]] = {}
     for task, results in runs:
@@ -53,6 +54,8 @@ def summarize(runs: Iterable[tuple[Task, Mapping[str, Any] | None]]) -> list[dic
             "values": dict(values),
             "seeds": [seed for seed, _ in done],
             "missing": [task.seed for task, results in members if results is None],
+            "doubtful": [seed for seed, results in done if results.get("warnings")],
+            "warnings": list(dict.fromkeys(warning for _, results in done for warning in results.get("warnings", ()))),
             "no_defense": _figures([results["no_defense"] for _, results in done], _BEFORE),
         }
         for name in done[0][1]["defenses"] if done else [None]:
@@ -85,7 +88,14 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             ]
         )
     legend = "Means over seeds, in percent, with 95 % intervals by Student's t; DER from 0 to 100."
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{legend}\n"
+    doubts = [f"\nWARNING: {_doubt(row)}\n" for row in rows if row["doubtful"]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{legend}\n" + "".join(doubts)
+
+
+def _doubt(row: Mapping[str, Any]) -> str:
+    """Says that figures of a row are doubtful, and why."""
+    of = ", ".join(f"{field}={_shown(value)}" for field, value in row["values"].items()) or "these runs"
+    return f"of {of}, {len(row['doubtful'])} of {len(row['seeds'])} runs are doubtful: {'; '.join(row['warnings'])}"
 
 
 def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -96,13 +106,13 @@ def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     header = [f"{name}{suffix}" for name in names for suffix in ("", "_half")]
-    writer.writerow([*fields, "defense", "seeds", "missing", *header])
+    writer.writerow([*fields, "defense", "seeds", "missing", "doubtful", *header])
     for row in rows:
         cells: list[Any] = []
         for part, name in columns:
             figure = row[part][name] or {"mean": None, "half": None}
             cells += [figure["mean"], figure["half"]]
-        seeds = [" ".join(map(str, row[name])) for name in ("seeds", "missing")]
+        seeds = [" ".join(map(str, row[name])) for name in ("seeds", "missing", "doubtful")]
         writer.writerow([*(_shown(row["values"][field]) for field in fields), row["defense"], *seeds, *cells])
     return text.getvalue()
 

@@ -52,6 +52,19 @@ def test_tables_are_read_by_people_and_programs(rows):
     assert read[1]["ba_half"] == ""
 
 
+def test_what_makes_a_run_doubtful_stands_below_the_table(tmp_path):
+    runs = plan.expand(make({"defense.depth": (3, 4)}, seeds=(0, 1)), tmp_path).runs
+    results = [{"no_defense": figures(0.9, 1.0), "defenses": {"refine": figures(0.5, 0.02)}} for _ in runs]
+    results[2]["warnings"] = ["the attack did not take"]
+    results[3]["warnings"] = ["the attack did not take", "refine has collapsed"]
+    rows = table.summarize(zip(runs, results, strict=True))
+    said = [line for line in table.markdown(rows).splitlines() if "WARNING" in line]
+    wanted = "WARNING: of defense.depth=4, 2 of 2 runs are doubtful: the attack did not take; refine has collapsed"
+    assert said == [wanted]
+    read = list(csv.DictReader(io.StringIO(table.comma_separated(rows))))
+    assert [row["doubtful"] for row in read] == ["", "0 1"]
+
+
 def test_a_sweep_of_which_nothing_is_done_has_a_table_too(tmp_path):
     runs = plan.expand(make({"defense.depth": (3,)}), tmp_path).runs
     text = table.markdown(table.summarize([(run, None) for run in runs]))
