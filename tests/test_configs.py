@@ -6,7 +6,7 @@ import runpy
 import numpy as np
 import pytest
 
-from refine_jax import settings
+from refine_jax import attacks, settings
 from refine_jax.datasets.images import Dataset, Split
 from refine_jax.errors import SettingError
 from refine_jax.sweep.__main__ import read_sweep
@@ -85,11 +85,18 @@ def test_the_small_cifar_gives_each_attack_what_it_needs():
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "sweeps").glob("*.py")), ids=lambda file: file.stem)
 def test_sweeps_are_of_runs_that_can_be(file, variant, tmp_path):
     plan = expand(read_sweep(f"{file}{variant}"), tmp_path)
-    assert len({run.seed for run in plan.runs}) == 3
+    assert len({run.seed for run in plan.runs}) == (1 if file.stem == "attacks" else 3)
     assert f"--config=configs/sweeps/{file.name}{variant} " in file.read_text()
-    assert len(plan.victims) == (len(plan.runs) if file.stem == "networks" else 3)
-    if variant:
+    assert len(plan.victims) == (len(plan.runs) if file.stem in ("attacks", "networks") else 3)
+    if plan.runs[0].settings["dataset"]["name"] == "digits":  # they are always there
         check_images(plan)
+
+
+def test_the_sweep_over_attacks_is_of_all_with_what_each_needs(tmp_path):
+    runs = expand(read_sweep(f"{ROOT / 'configs' / 'sweeps' / 'attacks.py'}:mini"), tmp_path).runs
+    assert [run.values["attack.name"] for run in runs] == list(attacks.names())
+    epochs = {run.values["attack.name"]: run.settings["victim"]["epochs"] for run in runs}
+    assert (epochs["badnets"], epochs["wanet"]) == (2, 6)
 
 
 def test_sweeps_contain_the_setting_that_they_vary(tmp_path):

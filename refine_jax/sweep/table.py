@@ -1,4 +1,4 @@
-"""The table at the end of a sweep: every figure as a mean over seeds, with an interval."""
+"""The table at the end of a sweep: every figure as a mean over seeds, with an interval, and what defenses cost."""
 
 import csv
 import io
@@ -13,23 +13,26 @@ from refine_jax.sweep.plan import Task
 SCHEMA = 1
 # The victim alone, beside the figures of each defense.
 _BEFORE = {"ba": "BA, no defense", "asr": "ASR, no defense"}
+# Their titles, and how their means are shown: without an interval, since they tell of the machine.
+_COSTS = {"train_seconds": ("training, s", "{:,.0f}"), "milliseconds_per_image": ("per image, ms", "{:.3g}")}
 
 
 def mean_and_interval(values: Sequence[float]) -> dict[str, Any]:
-    """Returns the mean of a figure over seeds, and the half width of its 95 % interval by Student's t.
+    """Returns the mean of a figure over seeds, and its 95 % interval by Student's t.
 
     Args:
         values: One of each seed.
 
     Returns:
-        'mean', 'half' (None of a single value, which says nothing of others) and 'values'.
+        'mean', 'interval' (low and high; None of a single value, which says nothing of others) and 'values'.
     """
     from scipy import stats  # costs a second to import
 
-    half = None
+    mean, interval = statistics.fmean(values), None
     if len(values) > 1:
         half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return {"mean": statistics.fmean(values), "half": half, "values": list(values)}
+        interval = [mean - half, mean + half]
+    return {"mean": mean, "interval": interval, "values": list(values)}
 
 
 def summarize(runs: Iterable[tuple[Task, Mapping[str, Any] | None]]) -> list[dict[str, Any]]:
@@ -41,8 +44,8 @@ def summarize(runs: Iterable[tuple[Task, Mapping[str, Any] | None]]) -> list[dic
     Returns:
         Dicts of JSON values: 'values' (of the fields that vary), 'defense', 'seeds' (those that are done), 'missing'
         (those that are not), 'doubtful' (those whose results.json has warnings), 'warnings' (what these say, each
-        once), 'no_defense' and 'figures' (name to `mean_and_interval`; None where a figure is not known of every
-        seed).
+        once), 'no_defense', 'figures' and 'costs' (name to `mean_and_interval`; None where a figure is not known of
+        every seed). Of a single seed the interval is the run's own, over its test images.
     """
     groups: dict[tuple, list[tuple[Task, Mapping[str, Any] | None]]] = {}
     for task, results in runs:
@@ -60,7 +63,8 @@ def summarize(runs: Iterable[tuple[Task, Mapping[str, Any] | None]]) -> list[dic
         }
         for name in done[0][1]["defenses"] if done else [None]:
             measured = [results["defenses"][name] for _, results in done]
-            rows.append({**general, "defense": name, "figures": _figures(measured, FIGURES)})
+            figures, costs = _figures(measured, FIGURES), _figures(measured, _COSTS)
+            rows.append({**general, "defense": name, "figures": figures, "costs": costs})
     return rows
 
 
@@ -69,6 +73,8 @@ def _figures(measured: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dic
     for name in names:
         values = [figures[name] for figures in measured if figures.get(name) is not None]
         found[name] = mean_and_interval(values) if len(values) == len(measured) > 0 else None
+        if len(values) == len(measured) == 1:
+            found[name]["interval"] = measured[0].get("ci95", {}).get(name)
     return found
 
 
@@ -76,6 +82,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns the rows of `summarize` as a table, in percent."""
     fields = list(rows[0]["values"])
     header = [*fields, "defense", "seeds", *_BEFORE.values(), *FIGURES.values()]
+    header += [title for title, _ in _COSTS.values()]
     lines = [header, ["---"] * len(header)]
     for row in rows:
         lines.append(
@@ -85,9 +92,13 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
                 str(len(row["seeds"])) + (f" of {len(row['seeds']) + len(row['missing'])}" if row["missing"] else ""),
                 *(_percent(row["no_defense"][name]) for name in _BEFORE),
                 *(_percent(row["figures"][name]) for name in FIGURES),
+                *(_amount(row["costs"][name], form) for name, (_, form) in _COSTS.items()),
             ]
         )
-    legend = "Means over seeds, in percent, with 95 % intervals by Student's t; DER from 0 to 100."
+    legend = (
+        "In percent, DER from 0 to 100. Of several seeds: means, with 95 % intervals by Student's t, which tell how far "
+        "seeds differ. Of one: its figure, with a 95 % interval that tells of the number of test images alone."
+    )
     doubts = [f"\nWARNING: {_doubt(row)}\n" for row in rows if row["doubtful"]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{legend}\n" + "".join(doubts)
 
@@ -101,17 +112,18 @@ def _doubt(row: Mapping[str, Any]) -> str:
 def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns the rows of `summarize` as CSV, shares from 0 to 1."""
     fields = list(rows[0]["values"])
-    columns = [("no_defense", name) for name in _BEFORE] + [("figures", name) for name in FIGURES]
+    columns = [("no_defense", name) for name in _BEFORE]
+    columns += [("figures", name) for name in FIGURES] + [("costs", name) for name in _COSTS]
     names = [f"{name}_no_defense" if part == "no_defense" else name for part, name in columns]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    header = [f"{name}{suffix}" for name in names for suffix in ("", "_half")]
+    header = [f"{name}{suffix}" for name in names for suffix in ("", "_low", "_high")]
     writer.writerow([*fields, "defense", "seeds", "missing", "doubtful", *header])
     for row in rows:
         cells: list[Any] = []
         for part, name in columns:
-            figure = row[part][name] or {"mean": None, "half": None}
-            cells += [figure["mean"], figure["half"]]
+            figure = row[part][name] or {"mean": None, "interval": None}
+            cells += [figure["mean"], *(figure["interval"] or (None, None))]
         seeds = [" ".join(map(str, row[name])) for name in ("seeds", "missing", "doubtful")]
         writer.writerow([*(_shown(row["values"][field]) for field in fields), row["defense"], *seeds, *cells])
     return text.getvalue()
@@ -124,5 +136,12 @@ def _shown(value: Any) -> str:
 def _percent(figure: Mapping[str, Any] | None) -> str:
     if figure is None:
         return "-"
-    half = "" if figure["half"] is None else f" ± {100 * figure['half']:.2f}"
-    return f"{100 * figure['mean']:.2f}{half}"
+    mean, interval = 100 * figure["mean"], figure["interval"]
+    if interval is None:
+        return f"{mean:.2f}"
+    low, high = (100 * end for end in interval)
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]" if len(figure["values"]) == 1 else f"{mean:.2f} ± {high - mean:.2f}"
+
+
+def _amount(figure: Mapping[str, Any] | None, form: str) -> str:
+    return "-" if figure is None else form.format(figure["mean"])

@@ -16,17 +16,18 @@ def test_the_interval_is_that_of_a_t_test():
     values = [0.91, 0.935, 0.9, 0.96]
     found = table.mean_and_interval(values)
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    np.testing.assert_allclose([found["mean"] - found["half"], found["mean"] + found["half"]], [low, high])
-    assert table.mean_and_interval([0.5]) == {"mean": 0.5, "half": None, "values": [0.5]}
+    np.testing.assert_allclose(found["interval"], [low, high])
+    assert found["mean"] == pytest.approx(np.mean(values))
+    assert table.mean_and_interval([0.5]) == {"mean": 0.5, "interval": None, "values": [0.5]}
 
 
 @pytest.fixture
 def rows(tmp_path):
     runs = plan.expand(make({"defense.depth": (3, 4)}, seeds=(0, 1, 2)), tmp_path).runs
-    results = [
-        {"no_defense": figures(0.9, 1.0), "defenses": {"refine": {**figures(0.5 + 0.1 * run.seed, 0.02)}}}
-        for run in runs
-    ]
+    costs = {"train_seconds": 2400.0, "milliseconds_per_image": 0.5}
+    defended = [figures(0.5 + 0.1 * run.seed, 0.02) | costs for run in runs]
+    defended[3]["ci95"] = {"ba": [0.4, 0.61]}  # what the run itself says, over its test images
+    results = [{"no_defense": figures(0.9, 1.0), "defenses": {"refine": measured}} for measured in defended]
     return table.summarize([*zip(runs[:4], results[:4], strict=True), (runs[4], None), (runs[5], None)])
 
 
@@ -44,12 +45,16 @@ def test_tables_are_read_by_people_and_programs(rows):
     lines = table.markdown(rows).splitlines()
     assert lines[0].startswith("| defense.depth | defense | seeds | BA, no defense |")
     assert "| 3 | refine | 3 | 90.00 ± 0.00 | 100.00 ± 0.00 | 60.00 ± 24.84 | 2.00 ± 0.00 | - |" in lines[2]
-    assert "| 4 | refine | 1 of 3 | 90.00 |" in lines[3]
+    assert lines[2].endswith("| 2,400 | 0.5 |")
+    assert "| 4 | refine | 1 of 3 | 90.00 | 100.00 | 50.00 [40.00, 61.00] |" in lines[3]
     read = list(csv.DictReader(io.StringIO(table.comma_separated(rows))))
     assert [row["defense.depth"] for row in read] == ["3", "4"]
     assert float(read[0]["ba"]) == pytest.approx(0.6)
     assert read[1]["missing"] == "1 2"
-    assert read[1]["ba_half"] == ""
+    assert float(read[0]["ba_low"]) == pytest.approx(0.3516, abs=1e-4)
+    assert (read[1]["ba_low"], read[1]["ba_high"]) == ("0.4", "0.61")
+    assert read[1]["asr_low"] == ""
+    assert float(read[0]["train_seconds"]) == 2400
 
 
 def test_what_makes_a_run_doubtful_stands_below_the_table(tmp_path):
