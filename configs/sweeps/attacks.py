@@ -3,8 +3,8 @@
     python -m refine_jax.sweep --config=configs/sweeps/attacks.py --workdir=runs/attacks
     python -m refine_jax.sweep --config=configs/sweeps/attacks.py:mini --workdir=runs/attacks_mini
 
-One seed, of configs/cifar.py and of its ':mini'. --config.defense.names="('refine', 'NAME')" puts other defenses beside
-REFINE, on the same victims; a run that has been measured with one defense already learns and measures the others alone.
+One seed, of configs/cifar.py and of its ':mini'. --config.defense.names="('refine', 'NAME')" puts other defenses
+beside REFINE, on the same victims; a run that has one defense already learns and measures the others alone.
 """
 
 from refine_jax import attacks

@@ -96,8 +96,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             ]
         )
     legend = (
-        "In percent, DER from 0 to 100. Of several seeds: means, with 95 % intervals by Student's t, which tell how far "
-        "seeds differ. Of one: its figure, with a 95 % interval that tells of the number of test images alone."
+        "In percent, DER from 0 to 100. Of several seeds: means, with 95 % intervals by Student's t, which tell how "
+        "far seeds differ. Of one: its figure, with a 95 % interval that tells of the number of test images alone."
     )
     doubts = [f"\nWARNING: {_doubt(row)}\n" for row in rows if row["doubtful"]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{legend}\n" + "".join(doubts)
