@@ -69,7 +69,7 @@ def summarize(runs: Iterable[tuple[Task, Mapping[str, Any] | None]]) -> list[dic
 
 
 def _figures(measured: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for name in names:
         values = [figures[name] for figures in measured if figures.get(name) is not None]
         found[name] = mean_and_interval(values) if len(values) == len(measured) > 0 else None
