@@ -26,6 +26,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.victim.batch_size = 128
     config.defense.width = 32
     config.defense.batch_size = 64
+    config.defense.shrinkpad.pad = 28  # an eighth of the side, as 4 pixels are at 32 x 32
     if variant == "mini":
         _make_small(config)
     elif variant:
@@ -46,6 +47,7 @@ def _make_small(config: ml_collections.ConfigDict) -> None:
     config.victim.batch_size = 32
     config.victim.schedule = "one_cycle"
     config.victim.learning_rate = 0.05
+    config.defense.shrinkpad.pad = 14
     config.defense.width = 8
     config.defense.epochs = 20
     config.defense.batch_size = 16

@@ -2,4 +2,5 @@
 
 from refine_jax.defenses import mapping as mapping
 from refine_jax.defenses import refine as refine
+from refine_jax.defenses import shrinkpad as shrinkpad
 from refine_jax.defenses.registry import names as names

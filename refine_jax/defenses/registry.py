@@ -28,9 +28,9 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from refine_jax.defenses import refine
+from refine_jax.defenses import refine, shrinkpad
 
-DEFENSES: dict[str, ModuleType] = {"refine": refine}
+DEFENSES: dict[str, ModuleType] = {"refine": refine, "shrinkpad": shrinkpad}
 
 
 def names() -> tuple[str, ...]:
