@@ -29,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.defense.learning_rate = 0.003
     config.defense.weight_decay = 0.0
 
-    # An eighth of the side, as 4 pixels are at 32 x 32.
+    # What 4 and 1 pixels are at 32 x 32.
     config.defense.shrinkpad.pad = 2
+    config.defense.gaussian_blur.sigma = 0.5
     return config

@@ -28,9 +28,15 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from refine_jax.defenses import refine, shrinkpad
+from refine_jax.defenses import bit_depth, gaussian_blur, jpeg, refine, shrinkpad
 
-DEFENSES: dict[str, ModuleType] = {"refine": refine, "shrinkpad": shrinkpad}
+DEFENSES: dict[str, ModuleType] = {
+    "refine": refine,
+    "shrinkpad": shrinkpad,
+    "gaussian_blur": gaussian_blur,
+    "jpeg": jpeg,
+    "bit_depth": bit_depth,
+}
 
 
 def names() -> tuple[str, ...]:
