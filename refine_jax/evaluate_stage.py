@@ -11,14 +11,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from refine_jax import doubts, environment, evaluation
+from refine_jax import answers, doubts, environment, evaluation
 from refine_jax import triggered as triggered_lib
 from refine_jax.attacks import kept
+from refine_jax.attacks.trigger import Attack
 from refine_jax.defenses.registry import DEFENSES, settings_of
 from refine_jax.errors import WorkdirError
 from refine_jax.files import read_record, write_record
 from refine_jax.opening import Run
 from refine_jax.outcomes import hashes_of, load_defense, load_victim
+from refine_jax.triggered import Triggered
 from refine_jax.workdir import SCHEMA
 
 logger = logging.getLogger(__name__)
@@ -45,32 +47,26 @@ def evaluate(run: Run) -> dict[str, Any]:
         say_doubts(results)
         return results
 
-    test, hashes = run.dataset.test, hashes_of(run)
+    test = run.dataset.test
     images, labels = test.images, triggered_lib.known_labels(test)
-    shown = run.triggered if attack is None else triggered_lib.of_attack(attack, test)
+    shown = shown_images(run, attack)
     logger.info("evaluate: %d test images, clean%s", len(images), "" if shown is None else " and triggered")
     alone = evaluation.compiled(classifier)
 
     def measure(name: str, predict: Predict, permutation: np.ndarray | None = None) -> dict[str, Any]:
-        identity: dict[str, Any] = {
-            "attack": hashes["attack"],
-            "victim": hashes["victim"],
-            "defense": hashes.get(name),
-        }
-        if name in run.defenses:  # not all that a defense does has to show in what it has learned
-            identity["settings"] = settings_of(name, run.settings["defense"])
+        identity = identity_of(run, name)
         path = run.work.figures(name)
         if (figures := _kept(path, identity)) is not None:
             logger.info("evaluate: %s was measured before", name.replace("_", " "))
             return figures
         logger.info("evaluate: %s", name.replace("_", " "))
-        triggered, target, classes = (None, 0, None) if shown is None else (shown.images, shown.target, shown.labels)
-        figures = evaluation.measure(predict, images, labels, triggered, target, permutation, classes)
+        given = ask(run, name, predict, images, shown)
+        target, classes = (0, None) if shown is None else (shown.target, shown.labels)
+        figures = evaluation.count(given, labels, target, permutation, classes)
         if labels is None and name in run.defenses:
-            share = evaluation.agreement(alone, predict, images)
+            share = evaluation.agreement(ask(run, NO_DEFENSE, alone, images, shown), given)
             figures["agreement"], figures["counts"]["agreement"], figures["ci95"]["agreement"] = share
         figures["milliseconds_per_image"] = milliseconds_per_image(predict, images)
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_record(path, {"identity": identity, "figures": figures})
         return figures
 
@@ -89,7 +85,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         "schema": SCHEMA,
         "settings": run.settings,
         "environment": environment.describe(),
-        "hashes": hashes,
+        "hashes": hashes_of(run),
         "attack": describe_attack(run),
         "victim": {**costs(outcome), "imported": outcome.get("imported")},
         "no_defense": no_defense,
@@ -99,6 +95,52 @@ def evaluate(run: Run) -> dict[str, Any]:
     write_record(run.work.results, results)
     say_doubts(results)
     return results
+
+
+def shown_images(run: Run, attack: Attack | None) -> Triggered | None:
+    """Returns the triggered images of a run, None where no trigger is known.
+
+    Args:
+        run: Whose test images they are made of, unless they were given.
+        attack: That was planted in this run or the one that its victim is from.
+    """
+    return run.triggered if attack is None else triggered_lib.of_attack(attack, run.dataset.test)
+
+
+def identity_of(run: Run, name: str) -> dict[str, Any]:
+    """Returns what answers and figures depend on, as JSON values.
+
+    Args:
+        run: Whose victim and defenses are done.
+        name: Of a defense, or `NO_DEFENSE`.
+    """
+    hashes = hashes_of(run)
+    identity: dict[str, Any] = {
+        "attack": hashes["attack"],
+        "victim": hashes["victim"],
+        "defense": hashes.get(name),
+    }
+    if name in run.defenses:  # not all that a defense does has to show in what it has learned
+        identity["settings"] = settings_of(name, run.settings["defense"])
+    return identity
+
+
+def ask(run: Run, name: str, predict: Predict, images: np.ndarray, shown: Triggered | None) -> evaluation.Answers:
+    """Returns the class of every test image, clean and triggered, asking for it where it was not kept.
+
+    Args:
+        run: In whose working directory answers are kept.
+        name: Of a defense, or `NO_DEFENSE`.
+        predict: As in `evaluation.measure`.
+        images: Clean test images. uint8 [N, H, W, 3]
+        shown: Triggered ones, where they are known.
+    """
+    path, identity = run.work.answers(name), identity_of(run, name)
+    if (kept_before := answers.load(path, identity)) is not None:
+        return kept_before
+    given = evaluation.answer(predict, images, None if shown is None else shown.images)
+    answers.save(path, given, identity)
+    return given
 
 
 def milliseconds_per_image(predict: Predict, images: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """What a classifier, defended or not, is worth: BA, ASR, mapped ASR, RA and DER, with counts and intervals."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +24,45 @@ def compiled(classifier: Any) -> Callable[[jax.Array], jax.Array]:
 @jax.jit
 def _answer(classifier: Any, images: jax.Array) -> jax.Array:
     return classifier(images)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answers:
+    """The class that a classifier gives to each test image.
+
+    Attributes:
+        clean: Of the clean images. Integers [N]; None where it was not asked.
+        triggered: Of the triggered ones. Integers [M]; None where it was not asked.
+        num_classes: K; None where it was asked nothing.
+    """
+
+    clean: np.ndarray | None
+    triggered: np.ndarray | None
+    num_classes: int | None
+
+
+def answer(
+    predict: Callable[[jax.Array], jax.Array], images: np.ndarray | None, triggered: np.ndarray | None
+) -> Answers:
+    """Asks a classifier for the class of each image.
+
+    Args:
+        predict: As in `measure`.
+        images: Clean. uint8 [N, H, W, 3]; None: it is not asked.
+        triggered: uint8 [M, H, W, 3]; None: it is not asked.
+
+    Raises:
+        RefineError: A score is not a number.
+    """
+    found: dict[str, np.ndarray | None] = {}
+    num_classes = None
+    for name, asked in (("clean", images), ("triggered", triggered)):
+        found[name] = None
+        if asked is not None:
+            chex.assert_rank(asked, 4)
+            chex.assert_type(asked, np.uint8)
+            found[name], num_classes = predict_classes(predict, asked)
+    return Answers(**found, num_classes=num_classes)
 
 
 def measure(
@@ -62,31 +102,52 @@ def measure(
         SettingError: The target is no class.
         RefineError: A score is not a number.
     """
-    chex.assert_rank(images, 4)
-    chex.assert_type(images, np.uint8)
-    hits: dict[str, Any] = dict.fromkeys(("ba", "asr", "asr_all", "mapped_asr", "ra"))
-    answers = None
     if labels is not None:
+        chex.assert_equal_shape_prefix([images, np.asarray(labels)], 1)  # before it takes long
+    answers = answer(predict, None if labels is None else images, triggered)
+    return count(answers, labels, target, permutation, labels if triggered_labels is None else triggered_labels)
+
+
+def count(
+    answers: Answers,
+    labels: np.ndarray | None,
+    target: int,
+    permutation: np.ndarray | None = None,
+    triggered_labels: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Counts the figures of `measure` from what was answered.
+
+    Args:
+        answers: To the clean and to the triggered images.
+        labels: Of the clean images. Integers [N]; None where they are not known.
+        target: As in `measure`.
+        permutation: As in `measure`.
+        triggered_labels: Of the triggered images. Integers [M]; None where they are not known.
+
+    Returns:
+        As `measure`.
+
+    Raises:
+        SettingError: The target is no class.
+    """
+    hits: dict[str, Any] = dict.fromkeys(("ba", "asr", "asr_all", "mapped_asr", "ra"))
+    by_class = None
+    if labels is not None and answers.clean is not None:
         labels = np.asarray(labels)
         chex.assert_rank(labels, 1)
-        chex.assert_equal_shape_prefix([images, labels], 1)
-        predicted, num_classes = predict_classes(predict, images)
-        hits["ba"], answers = predicted == labels, np.bincount(predicted, minlength=num_classes).tolist()
-    if triggered is not None:
-        if triggered_labels is None:
-            triggered_labels = labels
-        hits |= _triggered_hits(predict, triggered, triggered_labels, target, permutation)
+        chex.assert_equal_shape([answers.clean, labels])
+        hits["ba"] = answers.clean == labels
+        by_class = np.bincount(answers.clean, minlength=answers.num_classes or 0).tolist()
+    if answers.triggered is not None:
+        hits |= _triggered_hits(answers.triggered, answers.num_classes or 0, triggered_labels, target, permutation)
     counts = {name: None if hit is None else [int(hit.sum()), len(hit)] for name, hit in hits.items()}
     figures = {name: count[0] / count[1] if count and count[1] else None for name, count in counts.items()}
     intervals = {name: wilson_interval(*count) if count and count[1] else None for name, count in counts.items()}
-    return {**figures, "counts": counts, "ci95": intervals, "answers": answers}
+    return {**figures, "counts": counts, "ci95": intervals, "answers": by_class}
 
 
-def _triggered_hits(predict, triggered, labels, target, permutation) -> dict[str, np.ndarray]:
+def _triggered_hits(answers, num_classes, labels, target, permutation) -> dict[str, np.ndarray]:
     """Of each figure over triggered images, which of those that count are hits."""
-    chex.assert_rank(triggered, 4)
-    chex.assert_type(triggered, np.uint8)
-    answers, num_classes = predict_classes(predict, triggered)
     if not 0 <= target < num_classes:
         raise SettingError("target", target, f"a class, 0 to {num_classes - 1}")
     hits = {"asr_all": answers == target}
@@ -96,7 +157,7 @@ def _triggered_hits(predict, triggered, labels, target, permutation) -> dict[str
         return hits
     labels = np.asarray(labels)
     chex.assert_rank(labels, 1)
-    chex.assert_equal_shape_prefix([triggered, labels], 1)
+    chex.assert_equal_shape([answers, labels])
     others = labels != target
     hits |= {"asr": (answers == target)[others], "ra": (answers == labels)[others]}
     if permutation is not None:
@@ -127,21 +188,18 @@ def benign_accuracy(
     }
 
 
-def agreement(
-    predict: Callable[[jax.Array], jax.Array], other: Callable[[jax.Array], jax.Array], images: np.ndarray
-) -> tuple[float, list[int], list[float]]:
-    """Counts the images to which two classifiers give the same class; for images without labels.
+def agreement(answers: Answers, others: Answers) -> tuple[float, list[int], list[float]]:
+    """Counts the clean images to which two classifiers give the same class; for images without labels.
 
     Args:
-        predict: As in `measure`.
-        other: Likewise.
-        images: uint8 [N, H, W, 3], one or more.
+        answers: Of one, to one image or more.
+        others: Of the other, to the same images.
 
     Returns:
         (share, [hits, images], the Wilson 95 % interval).
     """
-    hits = int((predict_classes(predict, images)[0] == predict_classes(other, images)[0]).sum())
-    return hits / len(images), [hits, len(images)], wilson_interval(hits, len(images))
+    same = np.asarray(answers.clean) == np.asarray(others.clean)  # [N]
+    return float(same.mean()), [int(same.sum()), len(same)], wilson_interval(int(same.sum()), len(same))
 
 
 def predict_classes(

@@ -48,6 +48,10 @@ class Workdir:
         """Returns the file of what was measured behind a defense, or of the victim alone."""
         return self.root / "evaluation" / f"{name}.json"
 
+    def answers(self, name: str) -> pathlib.Path:
+        """Returns the file of the classes that those figures were counted from."""
+        return self.figures(name).with_suffix(".npz")
+
     def create(self) -> None:
         """Makes the directory.
 

@@ -17,6 +17,7 @@ from refine_jax.datasets.images import NO_LABEL, Dataset, Split
 from refine_jax.errors import RefineError, SettingError, StorageError, WorkdirError
 from refine_jax.files import read_record, write_record
 from refine_jax.report.tables import text_table
+from refine_jax.training import checkpoints
 from tests.small_run import (  # noqa: F401
     EXPORT_DEFENSES,
     SIDE,
@@ -51,6 +52,26 @@ def test_everything_lies_where_it_should(done, folder, tiny):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["stage"] == "victim"] == [*range(1, 25)]
     assert [row["step"] for row in rows if row["stage"] == "refine"] == [1, 2, 3]
+
+
+def test_the_answers_that_the_figures_are_counted_from_are_kept(done, folder, tiny, tmp_path, monkeypatch):
+    labels = tiny.test.labels
+    mapped = checkpoints.read(folder / "defense" / "refine" / "checkpoints")[0]["permutation"][0]
+    for name, measured in {"no_defense": done["no_defense"], **done["defenses"]}.items():
+        with np.load(folder / "evaluation" / f"{name}.npz") as file:
+            clean, triggered = file["clean"], file["triggered"]
+        assert measured["counts"]["ba"] == [(clean == labels).sum(), len(labels)]
+        assert measured["counts"]["asr_all"] == [(triggered == 0).sum(), len(labels)]
+    others = (labels != 0) & (labels != mapped)
+    counts = done["defenses"]["refine"]["counts"]
+    assert counts["mapped_asr"] == [(triggered[others] == mapped).sum(), others.sum()]
+
+    # Figures that were lost are counted again; nobody is asked.
+    work = copied(folder, tmp_path)
+    for path in (work / "results.json", work / "evaluation" / "refine.json", work / "evaluation" / "no_defense.json"):
+        path.unlink()
+    monkeypatch.setattr(evaluation, "answer", None)
+    assert pipeline.run(config(), str(work))["defenses"]["refine"]["counts"] == counts
 
 
 def test_what_is_done_is_not_done_again(done, folder, monkeypatch):

@@ -73,8 +73,8 @@ def test_a_defense_is_added_to_a_run_and_the_others_are_not_measured_again(
 ):
     work = copied(folder, tmp_path)
     measured = []
-    measure = evaluation.measure
-    monkeypatch.setattr(evaluation, "measure", lambda *given: measured.append(given[5]) or measure(*given))
+    count = evaluation.count
+    monkeypatch.setattr(evaluation, "count", lambda *given: measured.append(given[3]) or count(*given))
     both = config(defense__names=("refine", "dimming"))
     results = pipeline.run(both, str(work))
     assert measured == [None]  # the new one alone, which has no permutation
