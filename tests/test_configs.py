@@ -37,13 +37,6 @@ def test_imagenet50_is_the_papers_setting():
     assert {**defense, "width": 64, "batch_size": 256} == default["defense"]
 
 
-def test_more_images_are_patched_in_the_small_imagenet50_and_other_attacks_keep_their_rates():
-    config = get_config("imagenet50.py", "mini")
-    assert settings.complete(config)["attack"]["rate"] == 0.15
-    config.attack.name = "wanet"
-    assert settings.complete(config)["attack"]["rate"] is None
-
-
 def test_an_unknown_variant_of_imagenet50_is_refused():
     with pytest.raises(SettingError, match=r"config = 'configs/imagenet50.py:tiny': allowed: .*imagenet50.py:mini"):
         get_config("imagenet50.py", "tiny")
