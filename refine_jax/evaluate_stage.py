@@ -15,7 +15,7 @@ from refine_jax import answers, doubts, environment, evaluation
 from refine_jax import triggered as triggered_lib
 from refine_jax.attacks import kept
 from refine_jax.attacks.trigger import Attack
-from refine_jax.defenses.registry import DEFENSES, settings_of
+from refine_jax.defenses.registry import DEFENSES, SWEEP, settings_of, variants
 from refine_jax.errors import WorkdirError
 from refine_jax.files import read_record, write_record
 from refine_jax.opening import Run
@@ -30,6 +30,8 @@ Predict = Callable[[jax.Array], jax.Array]
 NO_DEFENSE = "no_defense"
 COSTS = ("train_seconds", "train_images_per_second", "parameters")
 BENIGN = ("ba", "counts", "ci95")
+# What is told of a defense at another strength.
+SWEPT = ("ba", "asr", "asr_all", "mapped_asr", "ra", "agreement", "der", "counts", "ci95")
 # Of a batch that is timed: how often at most, and how long altogether before it is enough.
 _TIMED_CALLS, _TIMED_SECONDS = 5, 3.0
 
@@ -37,8 +39,8 @@ _TIMED_CALLS, _TIMED_SECONDS = 5, 3.0
 def evaluate(run: Run) -> dict[str, Any]:
     """Measures the victim alone and behind each defense, on the whole test set, and writes results.json.
 
-    What is measured is kept for each defense by itself, so that a defense that is added, or an evaluation that is cut
-    short, does not cost the others' figures.
+    What is measured is kept for each defense, and for each of its strengths, by itself, so that a defense that is
+    added, or an evaluation that is cut short, does not cost the others' figures.
     """
     attack, classifier = load_victim(run)
     defended = {name: load_defense(run, name, classifier) for name in run.defenses}
@@ -53,33 +55,61 @@ def evaluate(run: Run) -> dict[str, Any]:
     logger.info("evaluate: %d test images, clean%s", len(images), "" if shown is None else " and triggered")
     alone = evaluation.compiled(classifier)
 
-    def measure(name: str, predict: Predict, permutation: np.ndarray | None = None) -> dict[str, Any]:
-        identity = identity_of(run, name)
-        path = run.work.figures(name)
+    def measure(
+        name: str,
+        predict: Predict,
+        permutation: np.ndarray | None = None,
+        variant: tuple[str, Mapping[str, Any]] | None = None,
+    ) -> dict[str, Any]:
+        identity, path, said = identity_of(run, name), run.work.figures(name), name.replace("_", " ")
+        if variant is not None:
+            label, identity["settings"] = variant
+            path, said = run.work.figures(name, label), f"{said}, {label}"
         if (figures := _kept(path, identity)) is not None:
-            logger.info("evaluate: %s was measured before", name.replace("_", " "))
+            logger.info("evaluate: %s was measured before", said)
             return figures
-        logger.info("evaluate: %s", name.replace("_", " "))
-        given = ask(run, name, predict, images, shown)
+        logger.info("evaluate: %s", said)
+        if variant is None:
+            given = ask(run, name, predict, images, shown)
+        else:
+            given = evaluation.answer(predict, images, None if shown is None else shown.images)
         target, classes = (0, None) if shown is None else (shown.target, shown.labels)
         figures = evaluation.count(given, labels, target, permutation, classes)
         if labels is None and name in run.defenses:
             share = evaluation.agreement(ask(run, NO_DEFENSE, alone, images, shown), given)
             figures["agreement"], figures["counts"]["agreement"], figures["ci95"]["agreement"] = share
-        figures["milliseconds_per_image"] = milliseconds_per_image(predict, images)
+        if variant is None:
+            figures["milliseconds_per_image"] = milliseconds_per_image(predict, images)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_record(path, {"identity": identity, "figures": figures})
         return figures
 
     no_defense = measure(NO_DEFENSE, alone)
+
+    def measure_defense(
+        name: str, behind: Any, variant: tuple[str, Mapping[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        permutation = None if behind.permutation is None else np.asarray(behind.permutation)
+        figures = measure(name, evaluation.compiled(behind), permutation, variant)
+        der, interval = evaluation.defense_effectiveness(no_defense, figures)
+        return {**figures, "der": der, "ci95": {**figures["ci95"], "der": interval}}
+
     defenses = {}
     for name, behind in defended.items():
-        permutation = None if behind.permutation is None else np.asarray(behind.permutation)
-        figures = measure(name, evaluation.compiled(behind), permutation)
-        outcome = run.defenses[name].require("defend")
-        der, interval = evaluation.defense_effectiveness(no_defense, figures)
-        figures["der"], figures["ci95"]["der"] = der, interval
+        figures, outcome = measure_defense(name, behind), run.defenses[name].require("defend")
         known = {"needs": dataclasses.asdict(DEFENSES[name].NEEDS), "findings": outcome.get("findings", {})}
         defenses[name] = {**figures, **costs(outcome), **known}
+        if SWEEP not in DEFENSES[name].DEFAULTS:
+            continue
+        chosen = settings_of(name, run.settings["defense"])
+        swept = defenses[name][SWEEP] = []
+        for label, own in _variants(run, name).items():
+            if own != chosen:
+                figures = measure_defense(name, load_defense(run, name, classifier, own), (label, own))
+            else:
+                figures = defenses[name]
+            told = {field: figures[field] for field in SWEPT if field in figures}
+            swept.append({"settings": own, "chosen": own == chosen, **told})
     outcome = run.victim.require("victim")
     results = {
         "schema": SCHEMA,
@@ -179,7 +209,10 @@ def say_doubts(results: Mapping[str, Any]) -> None:
 
 
 def find_results(run: Run) -> dict[str, Any] | None:
-    """Returns what results.json holds, None where it is not there or of others than these victim and defenses."""
+    """Returns what results.json holds, None where it is not there or of others than these victim and defenses.
+
+    Figures at other strengths than are asked for are others, too.
+    """
     if not run.work.results.exists():
         return None
     try:
@@ -187,7 +220,14 @@ def find_results(run: Run) -> dict[str, Any] | None:
     except WorkdirError:
         logger.warning("%s is damaged, or of an older version: everything is measured anew", run.work.results)
         return None
-    return results if results["hashes"] == hashes_of(run) else None
+    swept = {name: [entry["settings"] for entry in of.get(SWEEP, ())] for name, of in results["defenses"].items()}
+    wanted = {name: [*_variants(run, name).values()] for name in run.defenses}
+    return results if results["hashes"] == hashes_of(run) and swept == wanted else None
+
+
+def _variants(run: Run, name: str) -> dict[str, dict[str, Any]]:
+    """At which strengths a defense is measured."""
+    return variants(name, run.settings["defense"], run.dataset.image_size)
 
 
 def benign_file(run: Run) -> pathlib.Path:

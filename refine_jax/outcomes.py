@@ -1,6 +1,7 @@
 """Reads what the trainings of a run have left, and holds it to the hashes that were noted when it was made."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from refine_jax import victim
@@ -25,13 +26,20 @@ def load_victim(run: Run) -> tuple[Attack | None, Classifier]:
     return attack, victim.load_classifier(run.victim.folder, outcome, run.dataset, run.settings["victim"])
 
 
-def load_defense(run: Run, name: str, classifier: Classifier) -> Any:
-    """Reads a defended classifier from where it was left, and holds it to its hash."""
+def load_defense(run: Run, name: str, classifier: Classifier, variant: Mapping[str, Any] | None = None) -> Any:
+    """Reads a defended classifier from where it was left, and holds it to its hash.
+
+    Args:
+        run: Of the defense.
+        name: Of the defense.
+        classifier: The victim.
+        variant: Settings from `registry.variants` to load it with; None: those that it was fitted with.
+    """
     record = run.defenses[name]
     outcome, checkpoints = record.require("defend"), checkpoints_of(record)
     if outcome["victim_sha256"] != run.victim.require("victim")["victim_sha256"]:
         raise WorkdirError(f"{record.folder} was trained for another victim: delete it, and it is trained again")
-    settings = settings_of(name, run.settings["defense"])
+    settings = settings_of(name, run.settings["defense"]) if variant is None else variant
     defended = DEFENSES[name].load(checkpoints, classifier, settings, run.dataset.image_size)
     if hash_arrays(defended.parts()) != outcome["sha256"]:
         raise WorkdirError(f"the weights in {checkpoints} are not those that were trained")

@@ -1,8 +1,9 @@
 """Settings: a configuration with nothing left open, and the checks that come before any work."""
 
+import contextlib
 import json
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -103,10 +104,25 @@ def _complete_defense(section: Mapping[str, Any]) -> dict[str, Any]:
     if not names or len(set(names)) < len(names):
         raise SettingError("defense.names", names, f"one or more of {', '.join(DEFENSES)}, each once")
     chosen = {name: section[name] for name in names if name != "refine"}
+    for name in names:
+        for value in chosen.get(name, {}).get(registry.SWEEP) or ():
+            field = f"{registry.section(name)}.{DEFENSES[name].STRENGTH}"
+            with _as_sweep(name, chosen[name]):
+                fields.check_type(field, value)
     if "refine" in names:
         own = {field: section[field] for field in refine.DEFAULTS}
         chosen = {**refine.complete(ml_collections.ConfigDict(own)), **chosen}
     return {"names": names, **chosen}
+
+
+@contextlib.contextmanager
+def _as_sweep(name: str, own: Mapping[str, Any]) -> Iterator[None]:
+    """Says of a value that is impossible that it is one of the sweep's."""
+    try:
+        yield
+    except SettingError as error:
+        field, allowed = f"{registry.section(name)}.{registry.SWEEP}", f"values of {DEFENSES[name].STRENGTH}, each "
+        raise SettingError(field, tuple(own[registry.SWEEP]), allowed + error.allowed) from None
 
 
 def _check_values(settings: Mapping[str, Any]) -> None:
@@ -190,5 +206,8 @@ def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
             allowed = f"without {name}, which needs the training images' labels, and none are known"
             raise SettingError("defense.names", settings["defense"]["names"], allowed)
         DEFENSES[name].check(section, own, count, dataset.image_size)
+        for variant in registry.variants(name, settings["defense"], dataset.image_size).values():
+            with _as_sweep(name, settings["defense"][name]):
+                DEFENSES[name].check(section, variant, count, dataset.image_size)
         if "batch_size" in own:
             execution.check_batch(f"{section}.batch_size", own["batch_size"])

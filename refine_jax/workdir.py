@@ -44,9 +44,10 @@ class Workdir:
         """Returns the folder of a defense."""
         return self.root / "defense" / name
 
-    def figures(self, name: str) -> pathlib.Path:
-        """Returns the file of what was measured behind a defense, or of the victim alone."""
-        return self.root / "evaluation" / f"{name}.json"
+    def figures(self, name: str, variant: str | None = None) -> pathlib.Path:
+        """Returns the file of what was measured behind a defense, or a variant of it, or of the victim alone."""
+        folder = self.root / "evaluation"
+        return folder / f"{name}.json" if variant is None else folder / name / f"{variant.replace(' ', '_')}.json"
 
     def answers(self, name: str) -> pathlib.Path:
         """Returns the file of the classes that those figures were counted from."""

@@ -23,8 +23,15 @@ from refine_jax.training.parallel import ONE_DEVICE, Execution
 
 DEFAULTS = {
     "bits": 3,  # of each channel that stay
+    "sweep": tuple,  # of bits; open: `strengths`
 }
 NEEDS = transformation.NEEDS
+STRENGTH = "bits"
+
+
+def strengths(image_size: tuple[int, int]) -> tuple[int, ...]:
+    """Returns one to five bits, for images of any size."""
+    return (1, 2, 3, 4, 5)
 
 
 def check(prefix: str, settings: Mapping[str, Any], num_images: int, image_size: tuple[int, int]) -> None:

@@ -22,8 +22,15 @@ from refine_jax.training.parallel import ONE_DEVICE, Execution
 
 DEFAULTS = {
     "sigma": 1.0,  # pixels
+    "sweep": tuple,  # of sigmas; open: `strengths`
 }
 NEEDS = transformation.NEEDS
+STRENGTH = "sigma"
+
+
+def strengths(image_size: tuple[int, int]) -> tuple[float, ...]:
+    """Returns what 0.5, 1 and 2 pixels are at 32 x 32, by the shorter side."""
+    return tuple(min(image_size) / part for part in (64, 32, 16))
 
 
 def check(prefix: str, settings: Mapping[str, Any], num_images: int, image_size: tuple[int, int]) -> None:

@@ -31,8 +31,10 @@ from refine_jax.training.parallel import ONE_DEVICE, Execution
 
 DEFAULTS = {
     "quality": 75,  # libjpeg's, 1 to 100
+    "sweep": tuple,  # of qualities; open: `strengths`
 }
 NEEDS = transformation.NEEDS
+STRENGTH = "quality"
 
 # The transform of eight samples, in units of 2**-13: left half of each row, of which the right mirrors it. The last
 # digits are those of the reference's butterflies.
@@ -46,6 +48,11 @@ _COSINES = (
     (4433, -10704, 10704, -4433),
     (2260, -6436, 9633, -11363),
 )
+
+
+def strengths(image_size: tuple[int, int]) -> tuple[int, ...]:
+    """Returns qualities from poor to good, for images of any size."""
+    return (10, 25, 50, 75, 90)
 
 
 def check(prefix: str, settings: Mapping[str, Any], num_images: int, image_size: tuple[int, int]) -> None:

@@ -13,6 +13,13 @@ A defense is a module with
     load(checkpoints, classifier, settings, image_size) -> defended
                     of a fit that came to its end
 
+and, where one of its settings is looked at only by `load`, and says how strong it is,
+
+    STRENGTH        the setting's name; `DEFAULTS` then has a field 'sweep' too, a tuple of values that are measured
+                    beside the chosen one; open: those of `strengths`, empty: none. Nothing that is fitted depends on
+                    it, so it is left out of the settings that the others are given
+    strengths(image_size) -> usual values, of use for images of (H, W)
+
 where `defended(images float [0, 1]) -> probabilities [N, K]` is a pytree, so that it can be handed to a jitted
 function, with
 
@@ -37,6 +44,9 @@ DEFENSES: dict[str, ModuleType] = {
     "jpeg": jpeg,
     "bit_depth": bit_depth,
 }
+
+# The field of a defense's settings that says at which strengths it is measured.
+SWEEP = "sweep"
 
 
 def names() -> tuple[str, ...]:
@@ -65,4 +75,26 @@ def settings_of(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         settings: The section 'defense' of a configuration.
     """
     own = settings if name == "refine" else settings[name]
-    return {field: own[field] for field in DEFENSES[name].DEFAULTS}
+    return {field: own[field] for field in DEFENSES[name].DEFAULTS if field != SWEEP}
+
+
+def variants(name: str, settings: Mapping[str, Any], image_size: tuple[int, int]) -> dict[str, dict[str, Any]]:
+    """Returns at which settings a fitted defense is measured, to see what its strength does; the chosen among them.
+
+    Args:
+        name: Of the defense.
+        settings: The section 'defense' of a configuration.
+        image_size: (H, W).
+
+    Returns:
+        Label to the defense's own settings, from the least value to the greatest; {} where nothing is to be varied.
+    """
+    module, own = DEFENSES[name], settings_of(name, settings)
+    if not hasattr(module, "STRENGTH"):
+        return {}
+    values = settings[name][SWEEP]
+    values = module.strengths(image_size) if values is None else values
+    if not values:
+        return {}
+    field = module.STRENGTH
+    return {f"{field} {value}": {**own, field: value} for value in sorted({own[field], *values})}

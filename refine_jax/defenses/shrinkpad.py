@@ -27,8 +27,15 @@ from refine_jax.training.parallel import ONE_DEVICE, Execution
 
 DEFAULTS = {
     "pad": 4,  # pixels by which both sides become shorter; the reference's for 32 x 32
+    "sweep": tuple,  # of pads; open: `strengths`
 }
 NEEDS = transformation.NEEDS
+STRENGTH = "pad"
+
+
+def strengths(image_size: tuple[int, int]) -> tuple[int, ...]:
+    """Returns one to four sixteenths of the shorter side."""
+    return tuple(pad for pad in (i * min(image_size) // 16 for i in range(1, 5)) if pad)
 
 
 def check(prefix: str, settings: Mapping[str, Any], num_images: int, image_size: tuple[int, int]) -> None:

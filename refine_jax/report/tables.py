@@ -25,6 +25,8 @@ def text_table(results: Mapping[str, Any]) -> str:
     tables = [_align([["", *block], *_rows({name: columns[name] for name in block}, shown)]) for block in blocks]
     rule = "-" * max(len(line) for lines in tables for line in lines)
     body = [line for lines in tables for line in (lines[0], rule, *lines[1:], rule)]
+    if strengths := [*_strengths(results["defenses"], shown)]:
+        body += [*_align(strengths), rule]
     legend = [
         "in percent, with 95 % intervals; DER from 0 to 100",
         "BA: clean images answered rightly    ASR: triggered ones answered with the target",
@@ -32,6 +34,8 @@ def text_table(results: Mapping[str, Any]) -> str:
     ]
     if any("needs" in figures for figures in columns.values()):
         legend.append("training: what fitting took    per image: an answer in a batch, the classifier's work too")
+    if strengths:
+        legend.append("strengths: the same otherwise set; * as above, set beforehand and not chosen by these figures")
     if "agreement" in shown:
         legend.append("agreement: clean images answered as without the defense; their classes are not known")
     warnings = [f"WARNING: {warning}" for warning in results.get("warnings", ())]
@@ -46,6 +50,19 @@ def _rows(columns: Mapping[str, Mapping[str, Any]], shown: Mapping[str, str]) ->
         yield ["needs", *(_needs(figures) for figures in columns.values())]
         yield ["training", *(_amount(figures, "train_seconds", "{:.0f} s") for figures in columns.values())]
         yield ["per image", *(_amount(figures, "milliseconds_per_image", "{:.3g} ms") for figures in columns.values())]
+
+
+def _strengths(defenses: Mapping[str, Mapping[str, Any]], shown: Mapping[str, str]) -> Iterator[list[str]]:
+    """Yields what the strength of defenses does, a line each; nothing where none was varied."""
+    entries = [(name, entry) for name, figures in defenses.items() for entry in figures.get("sweep", ())]
+    there = [name for name in shown if any(entry.get(name) is not None for _, entry in entries)]
+    if entries:
+        yield ["strengths", "", *(f"{shown[name]:>6}" for name in there)]
+    for name, entry in entries:
+        setting = ", ".join(f"{field} {value}" for field, value in entry["settings"].items())
+        values = (entry.get(figure) for figure in there)
+        cells = ("     -" if value is None else f"{100 * value:6.2f}" for value in values)
+        yield [name, setting + (" *" if entry["chosen"] else ""), *cells]
 
 
 def _align(rows: list[list[str]]) -> list[str]:

@@ -66,6 +66,29 @@ def test_many_defenses_stand_in_blocks_with_what_they_need_and_cost():
     assert second[9].split() == ["per", "image", "0.512", "ms", "0.512", "ms"]
 
 
+def test_strengths_stand_below_in_a_line_each():
+    def entry(quality, ba, chosen=False):
+        return {
+            "settings": {"quality": quality},
+            "chosen": chosen,
+            "ba": ba,
+            "asr": 0.5,
+            "mapped_asr": None,
+            "ra": 0.25,
+        }
+
+    swept = {**RESULTS["defenses"]["refine"], "sweep": [entry(10, 0.8), entry(75, 0.97, chosen=True)]}
+    lines = text_table({**RESULTS, "defenses": {"jpeg": swept}}).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("strengths"))
+    assert [line.split() for line in lines[start : start + 3]] == [
+        ["strengths", "BA", "ASR", "RA"],  # and no mapped ASR, which none has
+        ["jpeg", "quality", "10", "80.00", "50.00", "25.00"],
+        ["jpeg", "quality", "75", "*", "97.00", "50.00", "25.00"],
+    ]
+    assert {*lines[start + 3]} == {"-"}
+    assert "strengths" not in text_table(RESULTS)
+
+
 def test_without_a_defense_the_victim_stands_alone():
     found = rows(text_table({**RESULTS, "defenses": {}}))
     assert found[0].split() == ["no", "defense"]
