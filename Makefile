@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/demo
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 # The main job on the embedded data: plant a backdoor, train the victim, defend it, measure both.
 demo: $(VENV)/ready
@@ -14,6 +14,11 @@ test: $(VENV)/ready-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(MAKE) docs
+
+# The documents as a site, in build/site; whatever it warns of fails.
+docs: $(VENV)/ready-test
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 # requirements.txt pins what was tried; pyproject.toml says what is needed.
 $(VENV)/ready: pyproject.toml requirements.txt
@@ -22,7 +27,7 @@ $(VENV)/ready: pyproject.toml requirements.txt
 	touch $@
 
 $(VENV)/ready-test: $(VENV)/ready
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.txt -e '.[test]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.txt -e '.[test,docs]'
 	touch $@
 
 clean:

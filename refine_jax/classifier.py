@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import chex
@@ -53,8 +53,8 @@ class Classifier:
         name: str,
         variables: Any,
         num_classes: int,
-        mean,
-        std,
+        mean: Sequence[float],
+        std: Sequence[float],
         *,
         channels: str = "RGB",
         input_size: int | tuple[int, int] | None = None,

@@ -82,6 +82,18 @@ def test_the_readme_leads_to_every_page():
     assert linked == {*PAGES} - {"README.md"}
 
 
+def test_the_api_page_has_what_the_readme_names():
+    targets = re.findall(r"^::: (\S+)$", PAGES["api.md"], flags=re.MULTILINE)
+    names = [
+        span for row in re.findall(r"^\| (`rj\..*?) \|", PAGES["README.md"], flags=re.MULTILINE) for span in spans(row)
+    ]
+    assert len(names) > 20
+    for name in names:
+        found = resolve(name)
+        full = f"{found.__module__}.{found.__qualname__}"
+        assert any(f"{full}.".startswith(f"{target}.") for target in targets), name
+
+
 @each_page
 def test_flags_are_those_of_launch(name):
     defined = flags.FLAGS.get_key_flags_for_module(launch)

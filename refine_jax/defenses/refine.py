@@ -163,7 +163,7 @@ class Defended:
         return {"unet_variables": self.unet_variables, "permutation": self.permutation}
 
     def transform(self, images: jax.Array) -> jax.Array:
-        """T(x) of images.  Float in [0, 1] [N, H, W, 3] -> the same"""
+        """T(x) of images, float in [0, 1].  [N, H, W, 3] -> [N, H, W, 3]"""
         transformed, _ = transform(self.unet, self.unet_variables, self.classifier, images, self.settings, train=False)
         return transformed
 
