@@ -18,12 +18,14 @@ from ml_collections import config_flags
 import launch
 import refine_jax
 from refine_jax import attacks, evaluate, fields, settings
+from refine_jax.defenses import registry as defenses
 from refine_jax.sweep import __main__ as sweep
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
-# docs/adding_an_attack.md adds this one; tests/attacks/test_adding_an_attack.py follows the page.
-INVENTED = "sinusoid"
+# docs/adding_an_attack.md and docs/adding_a_defense.md add these; tests/attacks/test_adding_an_attack.py and
+# tests/defenses/test_adding_a_defense.py follow the pages.
+INVENTED = ("sinusoid", "gaussian_noise")
 
 each_page = pytest.mark.parametrize("name", PAGES)
 
@@ -54,7 +56,8 @@ def command_lines(text):
             command = command.replace(variable, value)
         arguments = shlex.split(command)
         # A field alone is checked as a field; FIELD=VALUE stands for any.
-        if INVENTED not in command and "FIELD" not in command and all("=" in argument for argument in arguments):
+        invented = any(name in command for name in INVENTED)
+        if not invented and "FIELD" not in command and all("=" in argument for argument in arguments):
             yield arguments
 
 
@@ -109,7 +112,7 @@ def test_flags_are_those_of_launch(name):
 @each_page
 def test_fields_of_the_configuration_exist(name):
     for field in re.findall(r"--config\.([a-z]\w*(?:\.\w+)*)", PAGES[name]):
-        if not field.startswith(f"attack.{INVENTED}"):
+        if not any(name in field for name in INVENTED):
             fields.check_field(field, "")
 
 
@@ -160,7 +163,7 @@ def test_files_that_are_mentioned_exist(name):
     files = [path for folder in folders for path in (ROOT / folder).rglob("*")]
     there = [f"/{path.relative_to(ROOT)}" for path in (*files, ROOT / "launch.py")]
     for span in spans(PAGES[name]):
-        if re.fullmatch(r"[\w/]+\.py", span) and INVENTED not in span:
+        if re.fullmatch(r"[\w/]+\.py", span) and not any(name in span for name in INVENTED):
             assert any(path.endswith(f"/{span}") for path in there), span
 
 
@@ -170,3 +173,11 @@ def test_every_attack_has_a_section_that_names_its_options():
     assert tuple(sections) == attacks.names()
     for name, section in sections.items():
         assert {*attacks.options(name)} <= {*spans(section)}, name
+
+
+def test_every_defense_has_a_section_that_names_its_settings():
+    text = PAGES["defenses.md"]
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE))
+    assert tuple(sections) == defenses.names()
+    for name, section in sections.items():
+        assert {*defenses.DEFENSES[name].DEFAULTS} <= {*spans(section)}, name
