@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from refine_jax.errors import SettingError
+from refine_jax.networks.channels import add_bias
 
 # PyTorch's default for weights, uniform within 1 / sqrt(fan_in), is Kaiming's uniform rule with a = sqrt(5).
 default_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -24,6 +25,38 @@ def default_bias_init(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
+class Conv(nn.Module):
+    """A square convolution; what `conv` returns.
+
+    Attributes:
+        features: Channels that it gives.
+        size: Side of the kernel, in pixels.
+        stride: Step, in pixels.
+        padding: Zeros on each side, in pixels.
+        kernel_init: Initializer of the kernel.
+        bias_init: Initializer of the bias; None: it has none.
+        dtype: Type of the computation; None for the promoted type of inputs and parameters.
+    """
+
+    features: int
+    size: int
+    stride: int
+    padding: int
+    kernel_init: nn.initializers.Initializer
+    bias_init: nn.initializers.Initializer | None
+    dtype: jax.typing.DTypeLike | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns `x` convolved.  [N, H, W, C] -> [N, ..., ..., features]"""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = None if self.bias_init is None else self.param("bias", self.bias_init, shape[-1:], jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x = convolve(x, kernel, (self.stride,) * 2, ((self.padding,) * 2,) * 2)
+        return x if bias is None else add_bias(x, bias)
+
+
 def conv(
     in_features: int,
     features: int,
@@ -36,7 +69,7 @@ def conv(
     kernel_init: nn.initializers.Initializer = default_kernel_init,
     bias_init: nn.initializers.Initializer | None = None,
     name: str | None = None,
-) -> nn.Conv:
+) -> Conv:
     """Returns a square convolution padded by `padding` on every side.
 
     Args:
@@ -53,30 +86,14 @@ def conv(
 
     Source: torch.nn.Conv2d of PyTorch.
     """
-    return nn.Conv(
-        features,
-        (size, size),
-        strides=(stride, stride),
-        padding=((padding, padding), (padding, padding)),
-        use_bias=bias,
-        dtype=dtype,
-        kernel_init=kernel_init,
-        bias_init=bias_init or default_bias_init(in_features * size * size),
-        conv_general_dilated_cls=lambda: convolve,
-        name=name,
-    )
+    bias_init = (bias_init or default_bias_init(in_features * size * size)) if bias else None
+    return Conv(features, size, stride, padding, kernel_init, bias_init, dtype, name=name)
 
 
 def convolve(
-    inputs: jax.Array,
-    kernel: jax.Array,
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    *,
-    precision: jax.lax.PrecisionLike = None,
-    **settings: Any,
+    inputs: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]
 ) -> jax.Array:
-    """Returns what `jax.lax.conv_general_dilated` does; an image smaller than the kernel by a matrix product.
+    """Returns the convolution of images with a kernel; of images smaller than the kernel by a matrix product.
 
     XLA takes such an image for the kernel and the kernel for the image, which on a CPU makes four convolutions of
     2 x 2 pixels, at the bottom of a U-Net, dearer than all the others together (docs/performance.md).
@@ -86,20 +103,19 @@ def convolve(
         kernel: [h, w, C, F]
         strides: Down and to the right, in pixels.
         padding: Zeros before and after, of rows and of columns.
-        precision: Of the products.
-        **settings: What else `conv_general_dilated` takes; Flax's defaults.
 
     Returns:
         [N, ..., ..., F]
     """
     rows, columns, _, features = kernel.shape
     if tuple(strides) != (1, 1) or inputs.shape[1] * inputs.shape[2] >= rows * columns:
-        return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, precision=precision, **settings)
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, dimension_numbers=dimensions)
     padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
     height, width = padded.shape[1] - rows + 1, padded.shape[2] - columns + 1
     shifted = [padded[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
     patches = jnp.concatenate(shifted, axis=-1)  # [N, height, width, h * w * C]
-    return jnp.dot(patches, kernel.reshape(-1, features), precision=precision)
+    return jnp.dot(patches, kernel.reshape(-1, features))
 
 
 def linear(
@@ -130,21 +146,38 @@ def halve_by_max(x: jax.Array) -> jax.Array:
     """Returns the maximum of each 2 x 2 window of `x` [N, H, W, C] as [N, H // 2, W // 2, C].
 
     An odd last row or column is left out. The gradient goes to the first maximum of a window, by rows, and NaN
-    is kept: PyTorch's rules. Comparisons of the four corners do this with elementwise operations, both ways,
-    where the gradient of a windowed reduction is a scatter.
+    is kept: PyTorch's rules. Which of the four it was is kept for the gradient, which then is one elementwise
+    operation, where that of a windowed reduction is a scatter.
 
     Source: torch.nn.MaxPool2d(2) of PyTorch.
     """
     n, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    x = x.reshape(n, height // 2, 2, width // 2, 2, channels)
-    upper = _first_maximum(x[:, :, 0, :, 0], x[:, :, 0, :, 1])
-    lower = _first_maximum(x[:, :, 1, :, 0], x[:, :, 1, :, 1])
-    return _first_maximum(upper, lower)
+    even = x[:, : height // 2 * 2, : width // 2 * 2]
+    return _first_maximum(even.reshape(n, height // 2, 2, width // 2, 2, channels))
 
 
-def _first_maximum(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.where((a >= b) | jnp.isnan(a), a, b)
+@jax.custom_vjp
+def _first_maximum(windows: jax.Array) -> jax.Array:
+    """The maximum of each window.  [N, h, 2, w, 2, C] -> [N, h, w, C]"""
+    return _first_maximum_forward(windows)[0]
+
+
+def _first_maximum_forward(windows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    best = windows[:, :, 0, :, 0]
+    which = jnp.zeros(best.shape, jnp.int8)
+    for corner in range(1, 4):
+        other = windows[:, :, corner // 2, :, corner % 2]
+        stays = (best >= other) | jnp.isnan(best)
+        best, which = jnp.where(stays, best, other), jnp.where(stays, which, jnp.int8(corner))
+    return best, which
+
+
+def _first_maximum_backward(which: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    corners = jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
+    return (jnp.where(which[:, :, None, :, None] == corners, gradient[:, :, None, :, None], 0),)
+
+
+_first_maximum.defvjp(_first_maximum_forward, _first_maximum_backward)
 
 
 def global_mean(x: jax.Array) -> jax.Array:

@@ -1,11 +1,15 @@
 """Batch normalization by PyTorch's rule, over one device or over all of them."""
 
+import functools
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from refine_jax.errors import SettingError
+from refine_jax.networks.channels import channel_sum
 
 
 class BatchNorm(nn.Module):
@@ -47,31 +51,83 @@ class BatchNorm(nn.Module):
         dtype = self.dtype or jnp.promote_types(x.dtype, scale.dtype)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train and not self.is_initializing():
-            mean, var, count = self._batch_statistics(x)
+            count = self._count(x)
+            out, mean, var = normalize_by_batch(x, scale, bias, self.epsilon, self.axis_name)
             running_mean.value = self._moved(running_mean.value, mean)
             running_var.value = self._moved(running_var.value, var * (count / (count - 1)))
-        else:
-            mean, var = running_mean.value, running_var.value
-        gain = scale * jax.lax.rsqrt(var + self.epsilon)  # [C]
-        return (x * gain + (bias - mean * gain)).astype(dtype)
+            return out.astype(dtype)
+        gain = scale * jax.lax.rsqrt(running_var.value + self.epsilon)  # [C]
+        return (x * gain + (bias - running_mean.value * gain)).astype(dtype)
 
-    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, int]:
-        """Returns mean [C], biased variance [C] and the number of values per channel of the global batch."""
-        count = x.size // x.shape[-1]
-        if self.axis_name is not None:
-            count *= jax.lax.psum(1, self.axis_name)
+    def _count(self, x: jax.Array) -> int:
+        """Returns the number of values per channel of the global batch."""
+        count = _values_per_channel(x, self.axis_name)
         if count < 2:
             raise SettingError(
                 "batch size",
                 1,
                 f"2 or more, since a single image leaves one value per channel of {x.shape} to train on",
             )
-        mean = self._mean(x)
-        return mean, self._mean(jnp.square(x - mean)), count
-
-    def _mean(self, x: jax.Array) -> jax.Array:
-        local = jnp.mean(x, axis=(0, 1, 2))
-        return local if self.axis_name is None else jax.lax.pmean(local, self.axis_name)
+        return count
 
     def _moved(self, running: jax.Array, new: jax.Array) -> jax.Array:
         return ((1 - self.momentum) * running + self.momentum * new).astype(running.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalize_by_batch(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalizes each channel by the global batch's own statistics.
+
+    Its gradient is written by hand so that it consists of two `channel_sum`s and one elementwise operation.
+
+    Args:
+        x: [N, H, W, C]
+        scale: [C]
+        bias: [C]
+        epsilon: Added to the variance.
+        axis_name: Mapped axis over which the batch is spread, None for none.
+
+    Returns:
+        The outcome [N, H, W, C], and mean and biased variance [C], which have no gradient.
+
+    Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, sections 3 and 3.1.
+    """
+    return _normalize_forward(x, scale, bias, epsilon, axis_name)[0]
+
+
+def _normalize_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
+    count = _values_per_channel(x, axis_name)
+    mean = _global_sum(x, axis_name) / count
+    var = _global_sum(jnp.square(x - mean), axis_name) / count
+    deviation = jax.lax.rsqrt(var + epsilon)  # its inverse  [C]
+    gain = scale * deviation
+    return (x * gain + (bias - mean * gain), mean, var), (x, scale, bias, mean, deviation)
+
+
+def _normalize_backward(
+    epsilon: float, axis_name: str | None, kept: tuple[jax.Array, ...], gradients: tuple[jax.Array, Any, Any]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, scale, bias, mean, deviation = kept
+    gradient, *_ = gradients
+    normalized = (x - mean) * deviation
+    sums = channel_sum(gradient), channel_sum(gradient * normalized)  # of bias and scale  [C]
+    shared = sums if axis_name is None else jax.lax.psum(sums, axis_name)
+    of_mean, of_deviation = (total / _values_per_channel(x, axis_name) for total in shared)
+    of_x = scale * deviation * (gradient - of_mean - normalized * of_deviation)
+    return of_x, sums[1].astype(scale.dtype), sums[0].astype(bias.dtype)
+
+
+normalize_by_batch.defvjp(_normalize_forward, _normalize_backward)
+
+
+def _values_per_channel(x: jax.Array, axis_name: str | None) -> int:
+    return x.size // x.shape[-1] * (1 if axis_name is None else jax.lax.psum(1, axis_name))
+
+
+def _global_sum(x: jax.Array, axis_name: str | None) -> jax.Array:
+    local = channel_sum(x)
+    return local if axis_name is None else jax.lax.psum(local, axis_name)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refine_jax.errors import SettingError
-from refine_jax.networks.norm import BatchNorm
+from refine_jax.networks.norm import BatchNorm, normalize_by_batch
 
 
 def batches(steps, shape=(4, 3, 5, 6)):
@@ -111,3 +111,45 @@ def test_one_value_per_channel_cannot_be_trained_on():
     variables = BatchNorm().init(jax.random.key(0), x)
     with pytest.raises(SettingError, match="batch size"):
         trained(BatchNorm(), variables, x)
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_all_gradients_are_those_of_differentiation(name, monkeypatch):
+    """Of x, scale and bias, with sums as matrix products and as reductions."""
+    monkeypatch.setattr(jax, "default_backend", lambda: name)
+    x, weights = batches(2)
+    scale, bias = jnp.linspace(0.5, 2, 6), jnp.linspace(-1, 1, 6)
+
+    def ours(x, scale, bias):
+        return (weights * normalize_by_batch(x, scale, bias, 1e-5, None)[0]).sum()
+
+    def plain(x, scale, bias):
+        mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        return (weights * ((x - mean) / jnp.sqrt(var + 1e-5) * scale + bias)).sum()
+
+    with jax.enable_x64(True):
+        arguments = [np.asarray(each, np.float64) for each in (x, scale, bias)]
+        for got, expected in zip(
+            jax.grad(ours, (0, 1, 2))(*arguments), jax.grad(plain, (0, 1, 2))(*arguments), strict=True
+        ):
+            np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("mapped", "parts"), [(mapped_by_vmap, 4), (mapped_by_pmap, jax.local_device_count())])
+def test_gradients_are_the_global_batchs(mapped, parts):
+    x, weights = batches(2, (4 * parts, 3, 5, 6))
+    scale, bias = jnp.linspace(0.5, 2, 6), jnp.linspace(-1, 1, 6)
+
+    def gradients(x, weights, axis):
+        def total(x, scale, bias):
+            return (weights * normalize_by_batch(x, scale, bias, 1e-5, axis)[0]).sum()
+
+        of_x, *of_parameters = jax.grad(total, (0, 1, 2))(x, scale, bias)
+        return of_x, of_parameters if axis is None else jax.lax.psum(of_parameters, axis)
+
+    expected, of_parameters = gradients(jnp.asarray(x), weights, None)
+    split = x.reshape(parts, 4, 3, 5, 6), weights.reshape(parts, 4, 3, 5, 6)
+    got, got_parameters = mapped(lambda both: gradients(*both, "devices"), split)
+    np.testing.assert_allclose(got.reshape(x.shape), expected, rtol=0, atol=5e-6)
+    for name, each in zip(("scale", "bias"), got_parameters, strict=True):
+        np.testing.assert_allclose(each[0], of_parameters[name == "bias"], rtol=1e-5, atol=1e-4)
