@@ -1,7 +1,5 @@
 """Sums over the pixels of each channel, which normalization, biases and their gradients consist of."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 
@@ -30,7 +28,7 @@ def _add_bias_forward(x: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
     return x + bias, None
 
 
-def _add_bias_backward(_: None, gradient: jax.Array) -> Sequence[jax.Array]:
+def _add_bias_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     return gradient, channel_sum(gradient)
 
 
