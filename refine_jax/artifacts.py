@@ -76,6 +76,16 @@ def read_manifest(directory: pathlib.Path, schema: int) -> dict[str, Any]:
     return manifest
 
 
+def holds(directory: pathlib.Path, schema: int, entries: Mapping[str, Any]) -> bool:
+    """Returns whether a folder is there and whole, with a manifest of a schema that has these entries."""
+    try:
+        manifest = read_manifest(directory, schema)
+        check(directory, manifest)
+    except DataError:
+        return False
+    return all(manifest.get(name) == value for name, value in entries.items())
+
+
 def read_file(directory: pathlib.Path, manifest: Mapping[str, Any], name: str) -> bytes:
     """Returns what a file of the folder holds, if that is what the manifest says.
 

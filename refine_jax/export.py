@@ -119,13 +119,7 @@ def load(directory: str | os.PathLike) -> "Exported":
 
 def holds(directory: str | os.PathLike, record: Mapping[str, Any]) -> bool:
     """Returns whether there is a whole export whose manifest has these entries."""
-    directory = pathlib.Path(directory)
-    try:
-        manifest = artifacts.read_manifest(directory, SCHEMA)
-        artifacts.check(directory, manifest)
-    except DataError:
-        return False
-    return all(manifest.get(name) == value for name, value in record.items())
+    return artifacts.holds(pathlib.Path(directory), SCHEMA, record)
 
 
 def restore(directory: str | os.PathLike) -> Defended:

@@ -79,6 +79,7 @@ def default() -> ml_collections.ConfigDict:
             },
             "run": {
                 "log_every": 10,  # steps between two rows of metrics.jsonl
+                "tensorboard": False,  # whether the rows are written as event files too
                 # Between two checkpoints: whichever comes first. The steps are open: minutes alone.
                 "checkpoint_minutes": 5.0,
                 "checkpoint_steps": int,

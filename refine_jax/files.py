@@ -45,17 +45,18 @@ def read_record(path: pathlib.Path, fields: Iterable[str]) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise WorkdirError(f"{path} is damaged (no JSON object): delete the folder that it is in")
     wanted = record.pop(_SUM, None)
-    if wanted != _sum(record) if wanted is not None else {*record} != {*fields}:
+    if wanted != hash_json(record) if wanted is not None else {*record} != {*fields}:
         raise WorkdirError(f"{path} is damaged (it is not what was written): delete the folder that it is in")
     return record
 
 
 def write_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:
     """Writes a JSON object with the SHA-256 of all that it says, so that damage is noticed."""
-    write_json(path, {**record, _SUM: _sum(record)})
+    write_json(path, {**record, _SUM: hash_json(record)})
 
 
-def _sum(record: Mapping[str, Any]) -> str:
+def hash_json(record: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of a JSON object, in whatever order its fields are."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

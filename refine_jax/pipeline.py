@@ -1,10 +1,11 @@
-"""The stages of a run, in order: victim, defend, evaluate, export.
+"""The stages of a run, in order: victim, defend, evaluate, export, report.
 
     victim      plants the attack into the training images and trains a classifier on them       attack/, victim/
                 or imports one that somebody else has trained                                    victim/
     defend      fits each defense to the frozen victim, on clean images without labels           defense/NAME/
     evaluate    measures the victim alone and behind each defense, on the whole test set         results.json
     export      writes each defended classifier as files that need nothing of this project       export/
+    report      shows what came of it: a page, figures and tables                                report/
 
 A stage that is done, from the same settings, is not run again.
 """
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from refine_jax import evaluation, export, import_stage, planting, victim
+from refine_jax import evaluation, export, import_stage, planting, report_stage, victim
 from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.images import Split
@@ -36,7 +37,7 @@ from refine_jax.training.state import count_parameters
 logger = logging.getLogger(__name__)
 
 TRAININGS = ("victim", "defend")
-STAGES = ("victim", "defend", "evaluate", "export")
+STAGES = ("victim", "defend", "evaluate", "export", "report")
 
 
 def run(
@@ -89,6 +90,8 @@ def run_stages(run: Run, attack: Attack | None, stages: Sequence[str]) -> dict[s
     results = evaluate(run) if "evaluate" in stages else None
     if "export" in stages:
         export_defenses(run)
+    if "report" in stages:
+        report_stage.write(run)
     return results
 
 
@@ -179,5 +182,5 @@ def export_defenses(run: Run) -> None:
 def make_journal(run: Run, folder: pathlib.Path, identity: dict[str, Any]) -> Journal:
     """Returns where a training leaves its traces."""
     section = run.settings["run"]
-    names = ("log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints")
+    names = ("log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "tensorboard")
     return Journal(folder / "checkpoints", run.work.metrics, identity, **{name: section[name] for name in names})

@@ -18,7 +18,7 @@ from refine_jax.errors import RefineError, SettingError, choose
 from refine_jax.fields import default as default
 from refine_jax.fields import vary_by_attack as vary_by_attack
 from refine_jax.keys import LARGEST_SEED
-from refine_jax.training import optimizer
+from refine_jax.training import events, optimizer
 from refine_jax.training.parallel import PRECISIONS, Execution, default_precision
 
 # Rates at which the networks' reference implementations are trained; 0.1 where nothing stands.
@@ -158,6 +158,7 @@ def _check_values(settings: Mapping[str, Any]) -> None:
     ):
         if not fine:
             raise SettingError(field, value, allowed)
+    events.check("run.tensorboard", run["tensorboard"])
     if run["feed"] is not None:
         choose("run.feed", run["feed"], stream.PLACES)
     if run["remat"] and "remat" not in networks.options(victim["name"]):

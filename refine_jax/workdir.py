@@ -39,6 +39,7 @@ class Workdir:
         self.attack = self.root / "attack"
         self.victim = self.root / "victim"
         self.export = self.root / "export"
+        self.report = self.root / "report"
 
     def defense(self, name: str) -> pathlib.Path:
         """Returns the folder of a defense."""
@@ -69,7 +70,7 @@ class Workdir:
 
     def clear(self) -> None:
         """Deletes what was made with the victim and from it."""
-        for folder in (self.attack, self.root / "defense", self.root / "evaluation"):
+        for folder in (self.attack, self.root / "defense", self.root / "evaluation", self.root / "tensorboard"):
             shutil.rmtree(folder, ignore_errors=True)
         self.metrics.unlink(missing_ok=True)
         self.clear_outcomes()
@@ -77,7 +78,8 @@ class Workdir:
     def clear_outcomes(self) -> None:
         """Deletes what was made from the defenses."""
         self.results.unlink(missing_ok=True)
-        shutil.rmtree(self.export, ignore_errors=True)
+        for folder in (self.export, self.report):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Record:

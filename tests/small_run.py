@@ -7,7 +7,7 @@ import flax.linen as nn
 import numpy as np
 import pytest
 
-from refine_jax import pipeline, settings
+from refine_jax import pipeline, report_stage, settings
 from refine_jax.datasets import registry as datasets
 from refine_jax.datasets.images import Dataset, Split
 from refine_jax.networks import registry as networks
@@ -43,11 +43,12 @@ def tiny_fixture(monkeypatch):
     made = Dataset("made", split(96, 0), split(50, 1), tuple("abcd"), (0.5,) * 3, (0.25,) * 3)
     monkeypatch.setitem(networks.NETWORKS, "tiny", functools.partial(Tiny))
     monkeypatch.setitem(datasets.DATASETS, "made", lambda **_: made)
-    monkeypatch.setattr(pipeline, "export_defenses", lambda run: None)  # takes seconds, and has a test of its own
+    for module, name in ((pipeline, "export_defenses"), (report_stage, "write")):  # take seconds; have their own tests
+        monkeypatch.setattr(module, name, lambda run: None)
     return made
 
 
-EXPORT_DEFENSES = pipeline.export_defenses
+EXPORT_DEFENSES, WRITE_REPORT = pipeline.export_defenses, report_stage.write
 
 
 def config(**changed):

@@ -19,6 +19,7 @@ import launch
 import refine_jax
 from refine_jax import attacks, evaluate, fields, settings
 from refine_jax.defenses import registry as defenses
+from refine_jax.report import __main__ as report
 from refine_jax.sweep import __main__ as sweep
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -102,10 +103,10 @@ def test_flags_are_those_of_launch(name):
     defined = flags.FLAGS.get_key_flags_for_module(launch)
     known = {flag.name for flag in defined} | {f"no{flag.name}" for flag in defined if flag.boolean}
     assert {"config", "workdir"} <= known
-    for program in (evaluate, sweep):
+    for program in (evaluate, report, sweep):
         known |= set(re.findall(r"--(\w+)", program.parser().format_help()))
     # Commands of other programs have flags of their own.
-    text = re.sub(r"(python -m|pip|python fuzz/|python examples/).*", "", PAGES[name])
+    text = re.sub(r"(python -m|pip|python fuzz/|python examples/|tensorboard --).*", "", PAGES[name])
     assert set(re.findall(r"(?<![\w-])--([a-z]\w*)", text)) <= known
 
 

@@ -271,7 +271,7 @@ def test_stages_one_by_one(done, tmp_path):
         pipeline.run(config(), str(tmp_path), ["evaluate"])
     assert pipeline.run(config(), str(tmp_path), ["defend"]) is None
     assert pipeline.run(config(), str(tmp_path), ["evaluate"])["hashes"] == done["hashes"]
-    with pytest.raises(RefineError, match=r"stages = 'fit': allowed: victim, defend, evaluate, export"):
+    with pytest.raises(RefineError, match=r"stages = 'fit': allowed: victim, defend, evaluate, export, report"):
         pipeline.run(config(), str(tmp_path), ["fit"])
 
 
@@ -329,8 +329,8 @@ def test_an_export_answers_as_the_run_and_is_made_once_for_its_figures(done, fol
 @pytest.mark.parametrize(
     ("processes", "index", "stages", "expected"),
     [
-        (1, 0, pipeline.STAGES, [["victim", "defend", "evaluate", "export"]]),
-        (2, 0, pipeline.STAGES, [["victim"], ["defend", "evaluate", "export"]]),
+        (1, 0, pipeline.STAGES, [["victim", "defend", "evaluate", "export", "report"]]),
+        (2, 0, pipeline.STAGES, [["victim"], ["defend", "evaluate", "export", "report"]]),
         (2, 1, pipeline.STAGES, [["victim"], ["defend"]]),
         (2, 0, ["evaluate"], [["evaluate"]]),
         (2, 1, ["evaluate"], [[]]),

@@ -15,6 +15,7 @@ import numpy as np
 from refine_jax.errors import WorkdirError
 from refine_jax.files import write_json
 from refine_jax.training.checkpoints import Checkpoints
+from refine_jax.training.events import FOLDER, EventLog
 from refine_jax.training.log import MetricsLog
 from refine_jax.training.state import TrainState
 
@@ -36,6 +37,7 @@ class Journal:
         checkpoint_minutes: Between two checkpoints, at most.
         checkpoint_steps: Between two checkpoints, at most; None: whatever the minutes give.
         keep_checkpoints: How many of the newest checkpoints are kept; the best is kept beside them.
+        tensorboard: Whether event files are written beside the metrics.jsonl.
     """
 
     checkpoints: pathlib.Path
@@ -45,6 +47,7 @@ class Journal:
     checkpoint_minutes: float
     checkpoint_steps: int | None = None
     keep_checkpoints: int = 2
+    tensorboard: bool = False
 
 
 class Writer:
@@ -57,6 +60,7 @@ class Writer:
         kept: Arrays that are kept in every checkpoint beside the state.
         seconds: Spent training by earlier runs.
         step: Steps done by them.
+        events: Event files, where they are asked for.
     """
 
     def __init__(
@@ -67,7 +71,9 @@ class Writer:
         kept: Mapping[str, Any],
         seconds: float,
         step: int,
+        events: EventLog | None = None,
     ):
+        self._events = events
         self.log_every, self.seconds = journal.log_every, seconds
         self._journal, self._checkpoints, self._metrics, self._kept = journal, checkpoints, metrics, kept
         self._saved_at, self._saved_step = time.monotonic(), step
@@ -83,7 +89,10 @@ class Writer:
     def write_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
         """Appends the rows that are asked for, of one a step."""
         self._losses += [row["loss"] for row in rows]
-        self._metrics.append(row for row in rows if row["step"] % self.log_every == 0 or row["step"] == 1)
+        chosen = [row for row in rows if row["step"] % self.log_every == 0 or row["step"] == 1]
+        self._metrics.append(chosen)
+        if self._events is not None:
+            self._events.append(chosen)
 
     def save(self, step: int, state: TrainState, seconds: float) -> None:
         """Starts to write a checkpoint.
@@ -118,6 +127,11 @@ class Writer:
             left.save(step, {**vars(state), **self._kept}, {"identity": self._journal.identity})
         write_json(folder / "report.json", report)
         return f"; the state after step {step} and the whole batch are in {folder}"
+
+    def close(self) -> None:
+        """Ends the event files."""
+        if self._events is not None:
+            self._events.close()
 
     def where_saved(self) -> str:
         """Returns what a person who has stopped the training wants to know."""
@@ -178,4 +192,6 @@ def resume(
         state, seconds = TrainState(**tree), meta["seconds"]
         logger.info("%s: goes on from step %d of %s", stage, state.step, journal.checkpoints)
     step = int(state.step)
-    return state, Writer(journal, checkpoints, MetricsLog(journal.metrics, stage, step), kept, seconds, step)
+    metrics = MetricsLog(journal.metrics, stage, step)
+    events = EventLog(journal.metrics.parent / FOLDER / stage, step) if journal.tensorboard else None
+    return state, Writer(journal, checkpoints, metrics, kept, seconds, step, events)

@@ -88,7 +88,7 @@ def fit(
     # The last checkpoint is written before signals mean again what they meant.
     with StopRequest() as stop, Checkpoints(journal.checkpoints, journal.keep_checkpoints) as checkpoints:
         state, writer = resume(stage, state, journal, checkpoints, kept)
-        with _batches(state, feed, schedule) as batches:
+        with contextlib.closing(writer), _batches(state, feed, schedule) as batches:
             return _run(stage, step, state, data, batches, feed, schedule, stop, writer)
 
 

@@ -1,0 +1,149 @@
+"""Many runs beside each other: a row for each classifier of each, on one page and in tables."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from refine_jax.errors import WorkdirError
+from refine_jax.files import read_json, read_record
+from refine_jax.report import page, table_files
+from refine_jax.workdir import Workdir
+
+# What a row is known by, name to title; some of them can be filtered by.
+KEYS = {
+    "run": "run",
+    "dataset": "data set",
+    "network": "network",
+    "attack": "attack",
+    "target": "target",
+    "seed": "seed",
+    "defense": "defense",
+}
+FILTERS = ("dataset", "network", "attack", "defense")
+_NOTE = table_files.NOTE + " Of one run each."
+
+
+def find(directories: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """Returns the working directories that are measured: those given, and those in folders that are none.
+
+    Args:
+        directories: Working directories, or folders of them, as a sweep makes.
+
+    Raises:
+        WorkdirError: In one of them there is none.
+    """
+    found: list[pathlib.Path] = []
+    for directory in directories:
+        there = [directory] if Workdir(directory).results.is_file() else []
+        there = there or sorted(path.parent for path in directory.glob("*/results.json"))
+        if not there:
+            raise WorkdirError(f"{directory} is no working directory with a results.json, nor are there any in it")
+        found += [path for path in there if path not in found]
+    return found
+
+
+def read(directories: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
+    """Reads the figures of runs.
+
+    Args:
+        directories: From `find`.
+
+    Returns:
+        A dict for each classifier of each run: the names of `KEYS`, 'figures' as results.json has them, 'warnings',
+        and 'folder'.
+
+    Raises:
+        WorkdirError: A results.json is damaged.
+    """
+    rows = []
+    names = _short(directories)
+    for directory in directories:
+        results = _read_results(Workdir(directory).results)
+        settings = results["settings"]
+        known = {
+            "run": names[directory],
+            "dataset": settings["dataset"]["name"],
+            "network": settings["victim"]["name"],
+            "attack": results["attack"]["name"],
+            "target": results["attack"].get("target"),
+            "seed": settings["seed"],
+        }
+        for defense, figures in table_files.classifiers_of(results).items():
+            row = {**known, "defense": defense, "figures": figures, "folder": directory}
+            rows.append({**row, "warnings": results.get("warnings", [])})
+    return rows
+
+
+def _read_results(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a results.json, also one of the first versions, which have no checksum."""
+    there = read_json(path)
+    results = read_record(path, there if isinstance(there, dict) else ())
+    missing = [name for name in ("settings", "attack", "no_defense", "defenses") if name not in results]
+    if missing:
+        raise WorkdirError(f"{path} is damaged, or not of a run: it has no {missing[0]!r}")
+    return results
+
+
+def _short(directories: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
+    """Names for folders: without what all have at their beginning."""
+    absolute = {path: path.absolute() for path in directories}
+    parents = [path.parent for path in absolute.values()]
+    common = os.path.commonpath(parents)
+    return {path: str(whole.relative_to(common)) for path, whole in absolute.items()}
+
+
+def write(rows: Sequence[Mapping[str, Any]], folder: pathlib.Path, place: pathlib.Path) -> None:
+    """Writes index.html, table.md, table.csv and table.tex.
+
+    Args:
+        rows: From `read`.
+        folder: To write them into.
+        place: Where that folder will be in the end, for links to the runs' own reports.
+    """
+    columns = table_files.columns_of([row["figures"] for row in rows])
+    header = [*KEYS.values(), *columns.values()]
+    cells = [
+        [*(_shown(row[key]) for key in KEYS), *(table_files.percent(row["figures"], name) for name in columns)]
+        for row in rows
+    ]
+    (folder / "table.md").write_text(table_files.markdown(header, cells, _NOTE))
+    (folder / "table.tex").write_text(table_files.latex(header, cells, len(KEYS), _NOTE))
+    csv_rows = [{**{key: row[key] for key in KEYS}, **table_files.cells(row["figures"])} for row in rows]
+    (folder / "table.csv").write_text(table_files.write_csv(csv_rows))
+    (folder / "index.html").write_text(render(rows, place))
+
+
+def render(rows: Sequence[Mapping[str, Any]], place: pathlib.Path) -> str:
+    """Returns the page; see `write`."""
+    from markupsafe import Markup
+
+    columns = table_files.columns_of([row["figures"] for row in rows])
+    given = {
+        "css": Markup(page.resource("page.css")),
+        "script": Markup(page.resource("compare.js")),
+        "runs": len({row["run"] for row in rows}),
+        "keys": [*KEYS.items()],
+        "columns": [*columns.items()],
+        "filters": [(key, KEYS[key], sorted({_shown(row[key]) for row in rows})) for key in FILTERS],
+        "legend": page.LEGEND,
+        "rows": [
+            {
+                "keys": {key: _shown(row[key]) for key in KEYS},
+                "link": _link(row["folder"], place),
+                "cells": [page.cell(row["figures"], name) for name in columns],
+                "warnings": row["warnings"],
+            }
+            for row in rows
+        ],
+    }
+    return page.template("compare.html").render(given)
+
+
+def _link(run: pathlib.Path, place: pathlib.Path) -> str | None:
+    report = Workdir(run).report / "index.html"
+    return pathlib.Path(os.path.relpath(report, place)).as_posix() if report.is_file() else None
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else str(value)

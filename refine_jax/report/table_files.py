@@ -1,0 +1,108 @@
+"""Tables as Markdown, CSV and LaTeX, for papers and pages; tables.py has the one for a terminal."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from refine_jax.report.tables import FIGURES
+
+NOTE = "In percent, with 95 % intervals; DER from 0 to 100."
+_ESCAPED = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    sign: f"\\{sign}" for sign in "&%$#_{}"
+}
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns the figures that are known in one of the rows at least, name to title.
+
+    Args:
+        rows: Figures of results.json, of one classifier each.
+    """
+    shown = {"agreement": "agreement", **FIGURES}
+    return {name: title for name, title in shown.items() if any(row.get(name) is not None for row in rows)}
+
+
+def classifiers_of(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Returns the figures of a results.json by classifier, the victim alone first."""
+    return {"no defense": results["no_defense"], **results["defenses"]}
+
+
+def percent(figures: Mapping[str, Any], name: str, interval: str = "{:.2f} [{:.2f}, {:.2f}]") -> str:
+    """Returns a figure with its interval, in percent; a dash where it is not known."""
+    if figures.get(name) is None:
+        return "-"
+    return interval.format(100 * figures[name], *(100 * end for end in figures["ci95"][name]))
+
+
+def headline(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Returns the header and the rows, one a classifier, of the table of a run."""
+    rows = classifiers_of(results)
+    shown = columns_of([*rows.values()])
+    header = ["", *shown.values()]
+    return header, [[name, *(percent(figures, column) for column in shown)] for name, figures in rows.items()]
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], note: str = NOTE) -> str:
+    """Returns a table as Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    text = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+    return f"{text}\n\n{note}\n"
+
+
+def latex(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1, note: str = NOTE) -> str:
+    r"""Returns a table as a LaTeX tabular, for \input; it needs the package booktabs.
+
+    Args:
+        header: Titles of the columns.
+        rows: Cells; of those that `percent` made, the interval becomes small.
+        texts: How many columns at the left are texts; the others are set to the right.
+        note: A comment above it.
+    """
+    lines = [
+        f"% {note} Needs \\usepackage{{booktabs}}.",
+        rf"\begin{{tabular}}{{{texts * 'l'}{(len(header) - texts) * 'r'}}}",
+        r"\toprule",
+        _latex_line(header),
+        r"\midrule",
+        *map(_latex_line, rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    escaped = ["".join(_ESCAPED.get(sign, sign) for sign in cell) for cell in cells]
+    # A line that begins with [ would be taken for an option of the \\ before it; intervals never begin one.
+    small = [re.sub(r"^(\S+) \[(.*)\]$", r"\1 {\\scriptsize [\2]}", cell) for cell in escaped]
+    return " & ".join("{" + cell + "}" if cell.startswith("[") else cell for cell in small) + r" \\"
+
+
+def comma_separated(results: Mapping[str, Any]) -> str:
+    """Returns the table of a run as CSV: shares from 0 to 1, with the ends of their intervals, hits and totals."""
+    rows = classifiers_of(results)
+    return write_csv([{"classifier": name, **cells(figures)} for name, figures in rows.items()])
+
+
+def cells(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the figures of a classifier as columns of a CSV; empty where they are not known."""
+    found: dict[str, Any] = {}
+    for name in ("agreement", *FIGURES):
+        known = figures.get(name) is not None
+        low, high = figures["ci95"][name] if known else (None, None)
+        found |= {name: figures.get(name), f"{name}_low": low, f"{name}_high": high}
+        if name != "der":
+            hits, total = figures["counts"][name] if known else (None, None)
+            found |= {f"{name}_hits": hits, f"{name}_images": total}
+    return found | {name: figures.get(name) for name in ("train_seconds", "milliseconds_per_image")}
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns rows of the same columns as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*rows[0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,71 @@
+"""What a report is made of, small and made by hand."""
+
+import numpy as np
+
+from refine_jax import evaluation
+from refine_jax.evaluation import Answers
+from refine_jax.report import counts, gallery, projection
+from refine_jax.report.material import NO_DEFENSE, Images, Material, Shown
+
+NAMES = ("cat", "dog & <b>", "bird", "frog")
+TARGET = 0
+# The worked example of docs/metrics.md.
+LABELS = np.array([0, 0, 1, 1, 1, 2, 2, 3, 3, 3])
+PERMUTATION = np.array([2, 3, 1, 0])
+ANSWERS = {
+    NO_DEFENSE: Answers(np.array([0, 0, 1, 1, 1, 2, 2, 3, 3, 2]), np.array([0, 0, 0, 0, 0, 0, 0, 0, 0, 3]), 4),
+    "refine": Answers(np.array([0, 0, 1, 1, 1, 2, 2, 3, 2, 2]), np.array([0, 2, 1, 2, 1, 2, 2, 3, 0, 2]), 4),
+}
+SETTINGS = {
+    "seed": 0,
+    "dataset": {"name": "made", "train_images": None},
+    "attack": {"name": "badnets", "target": 0, "rate": 0.1, "badnets": {"weight": 1.0}},
+    "victim": {"name": "resnet18", "width": 16, "workdir": None},
+    "defense": {"names": ["refine"], "width": 16},
+}
+
+
+def results():
+    """As results.json holds them."""
+    before, after = (
+        evaluation.count(given, LABELS, TARGET, mapping, LABELS)
+        for given, mapping in zip(ANSWERS.values(), (None, PERMUTATION), strict=True)
+    )
+    after["der"], after["ci95"]["der"] = evaluation.defense_effectiveness(before, after)
+    needs = {"gradients": True, "labels": False, "clean_images": True}
+    cost = {"train_seconds": 83.4, "train_images_per_second": 356.2, "parameters": 12345}
+    attack = {"name": "badnets", "target": 0, "rate": 0.1, "poisoned_images": 12, "cover_images": 0}
+    return {
+        "schema": 1,
+        "settings": SETTINGS,
+        "environment": {"python": "3.11.1", "device": "cpu", "tpu": None},
+        "hashes": {"attack": "a" * 64, "victim": "b" * 64, "refine": "c" * 64},
+        "attack": attack,
+        "victim": {**cost, "imported": None},
+        "no_defense": {**before, "milliseconds_per_image": 0.5},
+        "defenses": {"refine": {**after, **cost, "needs": needs, "findings": {}, "milliseconds_per_image": 1.25}},
+        "warnings": ["refine has collapsed"],
+    }
+
+
+def make():
+    """Of two classifiers, with everything that a report can show."""
+    found, rng = results(), np.random.default_rng(0)
+    clean = rng.integers(0, 256, (len(LABELS), 8, 8, 3)).astype(np.uint8)
+    triggered = clean.copy()
+    triggered[:, -2:, -2:] = 255
+    images = Images(clean, LABELS, triggered, LABELS, True, TARGET, NAMES)
+    classifiers, failed = [], {}
+    for name, given in ANSWERS.items():
+        mapped = None if name == NO_DEFENSE else int(PERMUTATION[TARGET])
+        figures = found["no_defense"] if mapped is None else found["defenses"][name]
+        confusion = counts.confusion(LABELS, given.clean, 4)
+        flow = counts.destinations(LABELS, given.triggered, TARGET, mapped, 4)
+        places = projection.project(rng.normal(size=(10, 5)), rng.normal(size=(10, 5)))
+        classifiers.append(Shown(name, figures, mapped, confusion, flow, places))
+        if mapped is not None:
+            failed[name] = gallery.failures(LABELS, given.triggered, TARGET, mapped)
+    transforms = {"refine": lambda images: 1 - images / 255}
+    examples = gallery.make([2, 5, 7, 8], clean, triggered, LABELS, ANSWERS, transforms, failed)
+    curve = {"step": np.array([1.0, 20.0]), "loss": np.array([2.0, 1.0]), "accuracy": np.array([0.25, 0.75])}
+    return Material(found, images, classifiers, examples, {"victim": curve}, LABELS, b"\x89PNG")

@@ -1,0 +1,182 @@
+"""The page as a browser would read it; matplotlib is held to the data it was given, not to pixels."""
+
+import dataclasses
+import html.parser
+import re
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.patches import PathPatch
+from PIL import Image
+
+from refine_jax.report import counts, drawn, figures, gallery, page
+from tests.report import material as made
+
+VOID = {"meta", "link", "img", "br"}
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects elements and texts; elements that are not closed in order are an error."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.texts, self._open = [], [], []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes), tuple(self._open)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes), tuple(self._open)))
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data.strip())
+
+    def all(self, tag):
+        return [attributes for name, attributes, _ in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    page.write(made.make(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def read(report):
+    return Reader((report / "index.html").read_text())
+
+
+def test_nothing_of_the_page_is_elsewhere(read, report):
+    for _, attributes, _ in read.elements:
+        for name in ("src", "href", "xlink:href"):
+            assert attributes.get(name, "#").startswith(("data:", "#")), attributes
+    assert read.all("script") == []
+    assert not re.search(r"@import|url\((?!#)", (report / "index.html").read_text())
+
+
+def test_links_lead_to_names_that_there_are_once(read):
+    names = [attributes["id"] for _, attributes, _ in read.elements if "id" in attributes]
+    assert len(names) == len({*names})
+    links = {attributes["href"][1:] for attributes in read.all("a")}
+    assert {"main", "result", "attack", "gallery", "flow", "features", "classes", "training", "cost", "made"} <= links
+    labels = {attributes["aria-labelledby"] for attributes in read.all("section")}
+    assert links - {"main"} == labels <= {*names}
+    for attributes in read.all("use"):
+        assert attributes["xlink:href"][1:] in names
+
+
+def test_who_cannot_see_is_told(read):
+    assert all(attributes["alt"] for attributes in read.all("img"))
+    assert all(attributes.get("aria-label") for attributes in read.all("svg"))
+    assert {attributes["role"] for attributes in read.all("svg")} == {"img"}
+    assert all(attributes.get("scope") in ("row", "col") for attributes in read.all("th"))
+    assert len(read.all("caption")) == len(read.all("table"))
+    assert read.all("html")[0]["lang"] == "en"
+    assert [len(read.all(tag)) for tag in ("h1", "main", "header", "nav", "footer", "title")] == [1] * 6
+
+
+def test_figures_stand_with_counts_and_warnings(read):
+    text = " ".join(read.texts)
+    assert "refine has collapsed" in text
+    assert "12.50 [ 2.24, 47.09] 1 of 8" in re.sub(r"\[\s*", "[ ", re.sub(r"\s+", " ", text))
+    assert "Behind refine, 80.0 % of the clean images are answered with their class, 12.5 % of the triggered" in text
+    assert "dog & <b>" in read.texts  # the class, not an element
+    assert read.all("b") == []
+
+
+def test_figures_lie_beside_the_page_as_png_and_svg(report, read):
+    names = {path.stem for path in report.glob("*.svg")}
+    assert names == {path.stem for path in report.glob("*.png")}
+    pairs = {f"{kind}_{who}" for kind in ("confusion", "flow", "features") for who in ("no_defense", "refine")}
+    assert names == pairs | {"gallery", "classes", "curves_victim"}
+    assert len(read.all("svg")) == len(names) - 1  # the gallery is a table there
+    for path in report.glob("*.svg"):
+        xml.etree.ElementTree.fromstring(path.read_text())
+    for path in report.glob("*.png"):
+        with Image.open(path) as image:
+            image.verify()
+
+
+def test_a_page_without_trigger_labels_features_and_trainings_leaves_out_their_sections():
+    full = made.make()
+    images = dataclasses.replace(full.images, labels=None, triggered=None, triggered_labels=None, target=None)
+    unknown = dict.fromkeys(("ba", "asr", "asr_all", "mapped_asr", "ra"))
+    figures_known = {**unknown, "agreement": 0.5, "counts": {"agreement": [5, 10]}, "ci95": {"agreement": [0.2, 0.8]}}
+    results = {
+        **full.results,
+        "attack": {"name": "none", "target": None},
+        "no_defense": {**unknown, "counts": {}, "ci95": {}},
+        "defenses": {"refine": figures_known},
+    }
+    classifiers = [
+        dataclasses.replace(
+            shown, confusion=None, destinations=None, projection=None, mapped_target=None, figures=each
+        )
+        for shown, each in zip(full.classifiers, (results["no_defense"], figures_known), strict=True)
+    ]
+    bare = dataclasses.replace(
+        full, results=results, images=images, classifiers=classifiers, examples=[], curves={}, contact_sheet=None
+    )
+    read = Reader(page.render(bare, {}))
+    assert {attributes["aria-labelledby"] for attributes in read.all("section")} == {
+        *("result", "attack", "features", "cost", "made")
+    }
+    assert any("function without a method" in text for text in read.texts)
+    assert any("50.0 % of the clean images are answered as without it" in text for text in read.texts)
+
+
+def test_a_matrix_is_drawn_as_shares_of_its_rows():
+    confused = np.array([[3, 1], [0, 0]])
+    (ax,) = figures.draw_confusion(confused, ["a", "b"]).axes
+    np.testing.assert_allclose(ax.images[0].get_array(), [[0.75, 0.25], [0, 0]])
+    assert [text.get_text() for text in ax.texts] == ["3", "1"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+
+
+def test_a_flow_has_a_band_for_each_pair_as_high_as_its_images():
+    flow = counts.destinations(made.LABELS, made.ANSWERS["refine"].triggered, 0, 2, 4)
+    (ax,) = figures.draw_flow(flow, made.NAMES, {name: name for name in counts.DESTINATIONS}).axes
+    corners = [patch.get_path().vertices for patch in ax.patches if isinstance(patch, PathPatch)]
+    at_the_right = sorted(band[4, 1] - band[3, 1] for band in corners)
+    at_the_left = sorted(band[7, 1] - band[0, 1] for band in corners)
+    assert at_the_left == pytest.approx(sorted(flow[flow > 0]))
+    assert at_the_right == pytest.approx(sorted(flow[flow > 0]))
+    texts = [text.get_text() for text in ax.texts]
+    assert "its class\n5 (62.5 %)" in texts
+    assert "pi(target)\n2 (25.0 %)" in texts
+
+
+def test_labels_beside_small_bars_do_not_lie_on_each_other():
+    assert figures._apart([0.0, 5.0], 1.0) == [0.0, 5.0]
+    moved = figures._apart([0.0, 8.0, 8.1, 8.2], 1.0)
+    assert np.diff(moved).min() >= 1 - 1e-9
+    assert moved[-1] == pytest.approx(8.2)
+
+
+def test_the_gallery_shows_what_was_asked_and_who_failed():
+    transforms = {"refine": lambda images: images / 255 / 2}
+    clean = np.full((10, 2, 2, 3), 100, np.uint8)
+    failed = {"refine": gallery.failures(made.LABELS, made.ANSWERS["refine"].triggered, 0, 2)}
+    assert failed == {"refine": [3, 8, 9]}
+    first, last = gallery.make([2, 8], clean, clean + 4, made.LABELS, made.ANSWERS, transforms, failed)
+    assert [*first.cells] == ["clean", "triggered", "difference x 8", "T(clean)", "T(triggered)"]
+    assert (first.failed, last.failed) == ((), ("refine",))
+    assert first.cells["difference x 8"].image.max() == 32
+    assert first.cells["T(clean)"].image.max() == 50
+    assert last.cells["triggered"].answers == (("no defense", 0),)
+    assert last.cells["T(triggered)"].answers == (("refine", 0),)
+    assert drawn.caption(last.cells["triggered"], made.NAMES, 3) == [("no defense: cat", True)]
+
+
+def test_examples_are_the_first_of_each_class_but_the_targets():
+    assert gallery.choose(made.LABELS, 10, 0) == [2, 5, 7]
+    assert gallery.choose(None, 3, None) == [0, 1, 2]

@@ -1,0 +1,50 @@
+import csv
+import io
+import re
+
+import pytest
+
+from refine_jax.report import table_files
+from tests.report.material import results
+
+
+@pytest.fixture(scope="module")
+def found():
+    return results()
+
+
+def test_markdown_has_a_row_for_each_classifier_and_a_dash_for_what_is_not_known(found):
+    lines = table_files.markdown(*table_files.headline(found)).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4]]
+    assert cells[0] == ["", "BA", "ASR", "mapped ASR", "RA", "DER"]
+    assert cells[1] == ["---"] * 6
+    assert [row[0] for row in cells[2:]] == ["no defense", "refine"]
+    assert cells[2][3] == cells[2][5] == "-"
+    assert cells[3][1].startswith("80.00 [")
+    assert cells[3][2].startswith("12.50 [2.2")  # 1 of 8, as docs/metrics.md has it
+
+
+def test_figures_that_no_classifier_has_have_no_column(found):
+    alone = {**found, "defenses": {}}
+    assert table_files.headline(alone)[0] == ["", "BA", "ASR", "RA"]
+
+
+def test_csv_has_shares_counts_and_intervals(found):
+    rows = {row["classifier"]: row for row in csv.DictReader(io.StringIO(table_files.comma_separated(found)))}
+    refine = found["defenses"]["refine"]
+    assert float(rows["refine"]["asr"]) == refine["asr"] == 0.125
+    assert (rows["refine"]["asr_hits"], rows["refine"]["asr_images"]) == ("1", "8")
+    assert [float(rows["refine"][f"asr_{end}"]) for end in ("low", "high")] == refine["ci95"]["asr"]
+    assert rows["no defense"]["mapped_asr"] == rows["no defense"]["mapped_asr_hits"] == ""
+    assert rows["refine"]["milliseconds_per_image"] == "1.25"
+
+
+def test_latex_is_a_tabular_with_as_many_cells_a_row_as_columns_and_nothing_that_tex_would_take_amiss():
+    rows = [["a_b & 50 % \\ {x}", "1.00 [0.50, 2.00]"], ["[c]", "-"]]
+    lines = table_files.latex(["", "50 #"], rows).splitlines()
+    assert lines[1] == r"\begin{tabular}{lr}"
+    assert lines[-1] == r"\end{tabular}"
+    assert lines[5] == r"a\_b \& 50 \% \textbackslash{} \{x\} & 1.00 {\scriptsize [0.50, 2.00]} \\"
+    assert lines[6] == r"{[c]} & - \\"
+    body = [line for line in lines if line.endswith(r"\\")]
+    assert all(len(re.findall(r"(?<!\\)&", line)) == 1 for line in body)
