@@ -1,4 +1,4 @@
-"""Augmentation on the device: flips, crops that are resized back, grayscale; one draw for each image.
+"""Augmentation on the device: flips, shifts, crops that are resized back, grayscale; one draw for each image.
 
 `axis_name` is that of the mapped axis over which a batch is split, None where it is not; an image's draw is the same.
 """
@@ -52,6 +52,32 @@ def random_grayscale(
     luma = (images * jnp.asarray(_LUMA, images.dtype)).sum(axis=-1, keepdims=True)  # [N, H, W, 1]
     gray = mapped.draw(lambda n: jax.random.bernoulli(key, probability, shape=(n, 1, 1, 1)), len(images), axis_name)
     return jnp.where(gray, luma, images)
+
+
+def random_crop(images: jax.Array, key: jax.Array, padding: int, *, axis_name: str | None = None) -> jax.Array:
+    """Moves each image by up to `padding` pixels, black coming in at the sides; every place is equally likely.
+
+    Args:
+        images: [N, H, W, C]
+        key: A key of jax.random.
+        padding: In pixels, on every side.
+        axis_name: See above.
+
+    Returns:
+        [N, H, W, C]
+
+    References:
+        torchvision.transforms.RandomCrop((H, W), padding).
+    """
+    chex.assert_rank(images, 4)
+    n, height, width, channels = images.shape
+    places = mapped.draw(lambda n: jax.random.randint(key, (n, 2), 0, 2 * padding + 1), n, axis_name)
+    around = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+
+    def cut(image: jax.Array, place: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (place[0], place[1], 0), (height, width, channels))
+
+    return jax.vmap(cut)(around, places)
 
 
 def random_resized_crop(

@@ -36,6 +36,7 @@ from types import ModuleType
 from typing import Any
 
 from refine_jax.defenses import bit_depth, gaussian_blur, jpeg, refine, shrinkpad
+from refine_jax.defenses.bti_dbf import purification, unlearning
 
 DEFENSES: dict[str, ModuleType] = {
     "refine": refine,
@@ -43,6 +44,8 @@ DEFENSES: dict[str, ModuleType] = {
     "gaussian_blur": gaussian_blur,
     "jpeg": jpeg,
     "bit_depth": bit_depth,
+    "bti_dbf_p": purification,
+    "bti_dbf_u": unlearning,
 }
 
 # The field of a defense's settings that says at which strengths it is measured.

@@ -152,3 +152,21 @@ def test_a_single_image_without_a_batch_is_refused(function):
 def test_gray_images_have_no_color_to_lose():
     with pytest.raises(AssertionError):
         augment.random_grayscale(pictures(2, channels=1), KEY)
+
+
+def test_a_shifted_image_is_a_window_of_the_padded_one():
+    images, padding = pictures(300, 5, 6), 2
+    around = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    windows = {(i, j): around[:, i : i + 5, j : j + 6] for i in range(5) for j in range(5)}
+    got = np.asarray(augment.random_crop(images, KEY, padding))
+    found = [[place for place, window in windows.items() if (window[n] == got[n]).all()] for n in range(300)]
+    assert all(len(places) == 1 for places in found)
+    counts = np.array([sum(places == [place] for places in found) for place in windows])
+    assert counts.sum() == 300
+    assert counts.min() > 0  # every place: 12 images each are expected
+    assert counts.max() < 30
+
+
+def test_an_image_that_may_not_be_shifted_stays():
+    images = pictures(4)
+    np.testing.assert_array_equal(augment.random_crop(images, KEY, 0), images)

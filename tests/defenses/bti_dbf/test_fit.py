@@ -1,0 +1,68 @@
+"""BTI-DBF from end to end, on a backdoor that a small classifier really has."""
+
+import jax
+import pytest
+
+from refine_jax.defenses.bti_dbf import purification, unlearning
+from refine_jax.files import hash_arrays
+from refine_jax.training import compilation, loop
+from refine_jax.training.interruption import Interrupted
+from refine_jax.training.journal import Journal
+from tests.defenses.bti_dbf import small
+from tests.defenses.bti_dbf.small import net_fixture  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def quickly_compiled(monkeypatch):
+    monkeypatch.setattr(compilation, "compiler_options", lambda backend: small.QUICK)
+
+
+@pytest.fixture(scope="module", name="made")
+def made_fixture():
+    return []
+
+
+@pytest.fixture(name="victim")
+def victim_fixture(made, net):
+    if not made:
+        made.append(small.backdoored())
+    return made[0]
+
+
+def journal(folder, **changed):
+    return Journal(folder / "checkpoints", folder / "metrics.jsonl", {"of": "a test"}, 1, 60.0, **changed)
+
+
+@pytest.mark.parametrize(("module", "phase"), [(purification, "inversion2")])
+def test_a_fit_that_is_stopped_comes_to_the_same(module, phase, victim, tmp_path, monkeypatch):
+    """In the middle of a phase; what was done before it is not done again."""
+    clean, settings = small.split(64, 1), small.settings(module)
+    whole = module.fit(victim, clean, settings, 3, small.K)
+    run, started = loop._run, []
+
+    def stopped(stage, step, state, data, batches, feed, schedule, stop, writer):
+        started.append((stage.split()[-1], int(state.step)))
+        if started[-1] == (phase, 0):
+            stop.requested = True  # as by a signal: after this step
+        return run(stage, step, state, data, batches, feed, schedule, stop, writer)
+
+    monkeypatch.setattr(loop, "_run", stopped)
+    with pytest.raises(Interrupted):
+        module.fit(victim, clean, settings, 3, small.K, journal(tmp_path))
+    before = [*started]
+    started.clear()
+    fitted = module.fit(victim, clean, settings, 3, small.K, journal(tmp_path))
+    assert [name for name, step in started if step == 0] == [
+        name for name in order(module) if name not in {name for name, _ in before}
+    ]
+    assert dict(started)[phase] == 1
+    assert hash_arrays(fitted.defended.parts()) == hash_arrays(whole.defended.parts())
+    assert fitted.findings == whole.findings
+    loaded = module.load(tmp_path / "checkpoints", victim, settings, (small.SIDE, small.SIDE))
+    assert hash_arrays(loaded.parts()) == hash_arrays(whole.defended.parts())
+    assert jax.tree.structure(loaded) == jax.tree.structure(whole.defended)
+
+
+def order(module):
+    last = {purification: "purification", unlearning: "unlearning"}[module]
+    return ["pretraining", *(f"{name}{n}" for n in (1, 2) for name in ("mask", "inversion", last))]
