@@ -33,7 +33,20 @@ def journal(folder, **changed):
     return Journal(folder / "checkpoints", folder / "metrics.jsonl", {"of": "a test"}, 1, 60.0, **changed)
 
 
-@pytest.mark.parametrize(("module", "phase"), [(purification, "inversion2")])
+def test_a_purifier_takes_the_trigger_out_of_images(victim):
+    test = small.split(200, 2)
+    assert min(small.rates(victim, test)) > 0.95
+    settings = small.settings(purification, **small.ENOUGH, rounds=1, norm_bound=1.0)
+    fitted = purification.fit(victim, small.split(128, 1), settings, 0, small.K)
+    ba, asr = small.rates(fitted.defended, test)
+    assert ba > 0.9
+    assert asr < 0.2
+    assert fitted.findings["target_class"] in range(small.K)
+    assert 1 / small.K <= fitted.findings["target_share"] <= 1
+    assert fitted.train_seconds > 0 < fitted.train_images_per_second
+
+
+@pytest.mark.parametrize(("module", "phase"), [(purification, "inversion2"), (unlearning, "unlearning1")])
 def test_a_fit_that_is_stopped_comes_to_the_same(module, phase, victim, tmp_path, monkeypatch):
     """In the middle of a phase; what was done before it is not done again."""
     clean, settings = small.split(64, 1), small.settings(module)
