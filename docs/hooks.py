@@ -14,9 +14,11 @@ ELSEWHERE = {"index.md": "README.md", "CHANGELOG.md": "CHANGELOG.md", "LICENSE":
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Adds the pages that stand elsewhere."""
+    """Adds the pages that stand elsewhere, and their pictures."""
     for page, source in ELSEWHERE.items():
         files.append(File.generated(config, page, content=translate(page, (ROOT / source).read_text())))
+    for picture in sorted(ROOT.glob("results/*/*/*.png")):
+        files.append(File.generated(config, str(picture.relative_to(ROOT)), abs_src_path=str(picture)))
     return files
 
 
