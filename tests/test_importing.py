@@ -265,8 +265,9 @@ class Brightest(nn.Module):
 
 def doubts(monkeypatch, channels, *, accuracy=None, order=(0, 1, 2), split=None):
     """What is said of a classifier that was trained on RGB and is shown `channels`."""
-    monkeypatch.setitem(networks.registry.NETWORKS, "brightest", functools.partial(Brightest, order=order))
-    classifier = Classifier("brightest", {"params": {}}, 3, (0,) * 3, (1,) * 3, channels=channels)
+    name = f"brightest{order}"  # compiled programs are told apart by the name
+    monkeypatch.setitem(networks.registry.NETWORKS, name, functools.partial(Brightest, order=order))
+    classifier = Classifier(name, {"params": {}}, 3, (0,) * 3, (1,) * 3, channels=channels)
     imported = importing.Imported(classifier, "state dict", {}, accuracy, None, ())
     split = split or colorful()
     data = Dataset("folder", split, split, tuple("rgb"), (0,) * 3, (1,) * 3)

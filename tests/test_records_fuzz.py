@@ -61,7 +61,7 @@ def read_attack(work):
 
 
 def read_results(work):
-    return evaluate_stage.find_results(types.SimpleNamespace(work=work))
+    return evaluate_stage.find_results(types.SimpleNamespace(work=work, defenses={}))
 
 
 READERS = {
