@@ -6,10 +6,12 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 
 from refine_jax.errors import RefineError, StorageError
 
 STATUS_BUG, STATUS_ERROR, STATUS_STORAGE, STATUS_INTERRUPTED = 1, 2, 74, 75
+STATUS_STOPPED = 130  # with nothing to go on from
 
 # What a file system may answer to somebody who writes, through no fault of the program.
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
@@ -51,3 +53,22 @@ def explain(error: BaseException, workdir: str | os.PathLike | None) -> tuple[st
         file = error.filename or workdir
         return f"error: {file}: {error.strerror}; what was saved before is whole", STATUS_STORAGE
     return "".join(traceback.format_exception(error)).rstrip(), STATUS_BUG
+
+
+def print_outcome(command: Callable[[], object]) -> int:
+    """Prints what a command returns, or in a sentence why it returns nothing; returns the exit status.
+
+    Args:
+        command: That leaves nothing half done, so that there is nothing to go on from.
+    """
+    try:
+        print(command())
+        return 0
+    except RefineError as error:
+        said, status = f"error: {error}", STATUS_ERROR
+    except OSError as error:
+        said, status = f"error: {error.filename}: {error.strerror}", STATUS_STORAGE
+    except KeyboardInterrupt:
+        said, status = "stopped", STATUS_STOPPED
+    print(said, file=sys.stderr)
+    return status

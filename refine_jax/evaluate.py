@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from refine_jax import attacks, datasets, environment, evaluation, export, victim
+from refine_jax import attacks, datasets, ending, environment, evaluation, export, victim
 from refine_jax.attacks import kept
 from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
 from refine_jax.datasets import class_folders
-from refine_jax.errors import DataError, RefineError, SettingError, WorkdirError, did_you_mean
+from refine_jax.errors import DataError, SettingError, WorkdirError, did_you_mean
 from refine_jax.files import read_json, read_record, write_arrays, write_json
 from refine_jax.opening import load_dataset
 from refine_jax.report.tables import text_table
@@ -30,7 +30,6 @@ from refine_jax.triggered import known_labels
 from refine_jax.workdir import Workdir
 
 SCHEMA = 1
-STATUS_ERROR, STATUS_STORAGE, STATUS_STOPPED = 2, 74, 130
 Predict = Callable[[Any], Any]
 
 
@@ -213,14 +212,4 @@ def _write_images(
 
 
 if __name__ == "__main__":
-    try:
-        print(text_table(main()))
-    except RefineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(STATUS_ERROR)
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(STATUS_STORAGE)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(STATUS_STOPPED)
+    sys.exit(ending.print_outcome(lambda: text_table(main())))

@@ -13,13 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from refine_jax.classifier import Classifier
-from refine_jax.datasets.images import Split
 from refine_jax.defenses import transformation
-from refine_jax.defenses.contract import Fitted
 from refine_jax.defenses.transformation import Transformed
 from refine_jax.errors import SettingError
-from refine_jax.training.journal import Journal
-from refine_jax.training.parallel import ONE_DEVICE, Execution
 
 DEFAULTS = {
     "bits": 3,  # of each channel that stay
@@ -57,21 +53,11 @@ def reduce_depth(images: jax.Array, largest: jax.Array) -> jax.Array:
     return jnp.round(images * largest) / largest
 
 
-def fit(
-    classifier: Classifier,
-    clean: Split,
-    settings: Mapping[str, Any],
-    seed: int,
-    num_classes: int,
-    journal: Journal | None = None,
-    execution: Execution = ONE_DEVICE,
-) -> Fitted:
-    """Nothing is trained or drawn; arguments as in `registry`."""
-    return Fitted(load(None, classifier, settings, clean.images.shape[1:3]))
-
-
 def load(
     checkpoints: pathlib.Path | None, classifier: Classifier, settings: Mapping[str, Any], image_size: tuple[int, int]
 ) -> Transformed:
     """Returns the defended classifier; of checkpoints there are none. Arguments as in `registry`."""
     return Transformed(classifier, {"largest": jnp.float32(2 ** settings["bits"] - 1)}, {}, reduce_depth, image_size)
+
+
+fit = transformation.fit_nothing(load)

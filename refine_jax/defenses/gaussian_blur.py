@@ -12,13 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from refine_jax.classifier import Classifier
-from refine_jax.datasets.images import Split
 from refine_jax.defenses import transformation
-from refine_jax.defenses.contract import Fitted
 from refine_jax.defenses.transformation import Transformed
 from refine_jax.errors import SettingError
-from refine_jax.training.journal import Journal
-from refine_jax.training.parallel import ONE_DEVICE, Execution
 
 DEFAULTS = {
     "sigma": 1.0,  # pixels
@@ -61,19 +57,6 @@ def blurring(side: int, sigma: float) -> np.ndarray:
     return ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0).astype(np.float32)
 
 
-def fit(
-    classifier: Classifier,
-    clean: Split,
-    settings: Mapping[str, Any],
-    seed: int,
-    num_classes: int,
-    journal: Journal | None = None,
-    execution: Execution = ONE_DEVICE,
-) -> Fitted:
-    """Nothing is trained or drawn; arguments as in `registry`."""
-    return Fitted(load(None, classifier, settings, clean.images.shape[1:3]))
-
-
 def load(
     checkpoints: pathlib.Path | None, classifier: Classifier, settings: Mapping[str, Any], image_size: tuple[int, int]
 ) -> Transformed:
@@ -81,3 +64,6 @@ def load(
     rows, columns = (jnp.asarray(blurring(side, settings["sigma"])) for side in image_size)
     strength = {"rows": rows, "columns": columns}
     return Transformed(classifier, strength, {}, transformation.apply_operators, image_size)
+
+
+fit = transformation.fit_nothing(load)

@@ -21,13 +21,9 @@ import numpy as np
 from PIL import Image
 
 from refine_jax.classifier import Classifier
-from refine_jax.datasets.images import Split
 from refine_jax.defenses import transformation
-from refine_jax.defenses.contract import Fitted
 from refine_jax.defenses.transformation import Transformed
 from refine_jax.errors import SettingError
-from refine_jax.training.journal import Journal
-from refine_jax.training.parallel import ONE_DEVICE, Execution
 
 DEFAULTS = {
     "quality": 75,  # libjpeg's, 1 to 100
@@ -170,22 +166,12 @@ def _repeat_edge(planes: jax.Array, below: int, right: int) -> jax.Array:
     return jnp.pad(planes, padding, mode="edge")
 
 
-def fit(
-    classifier: Classifier,
-    clean: Split,
-    settings: Mapping[str, Any],
-    seed: int,
-    num_classes: int,
-    journal: Journal | None = None,
-    execution: Execution = ONE_DEVICE,
-) -> Fitted:
-    """Nothing is trained or drawn; arguments as in `registry`."""
-    return Fitted(load(None, classifier, settings, clean.images.shape[1:3]))
-
-
 def load(
     checkpoints: pathlib.Path | None, classifier: Classifier, settings: Mapping[str, Any], image_size: tuple[int, int]
 ) -> Transformed:
     """Returns the defended classifier; of checkpoints there are none. Arguments as in `registry`."""
     luma, chroma = map(jnp.asarray, quantization_tables(settings["quality"]))
     return Transformed(classifier, {"luma": luma, "chroma": chroma}, {}, round_trip, image_size)
+
+
+fit = transformation.fit_nothing(load)

@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from refine_jax.classifier import Classifier
-from refine_jax.defenses.contract import Needs
+from refine_jax.datasets.images import Split
+from refine_jax.defenses.contract import Fitted, Needs
+from refine_jax.training.journal import Journal
+from refine_jax.training.parallel import ONE_DEVICE, Execution
 
 NEEDS = Needs(gradients=False, labels=False, clean_images=False)
 
@@ -44,6 +47,24 @@ class Transformed:
     def __call__(self, images: jax.Array) -> jax.Array:
         """Probabilities of images.  Float, RGB, in [0, 1] [N, H, W, 3] -> [N, K]"""
         return jax.nn.softmax(self.classifier(self.transform(images)))
+
+
+def fit_nothing(load: Callable[..., Transformed]) -> Callable[..., Fitted]:
+    """Returns the `fit` of a defense that neither trains nor draws anything, but only is set up by its `load`."""
+
+    def fit(
+        classifier: Classifier,
+        clean: Split,
+        settings: Mapping[str, Any],
+        seed: int,
+        num_classes: int,
+        journal: Journal | None = None,
+        execution: Execution = ONE_DEVICE,
+    ) -> Fitted:
+        """Sets the defense up; arguments as in `registry`."""
+        return Fitted(load(None, classifier, settings, clean.images.shape[1:3]))
+
+    return fit
 
 
 def apply_operators(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:

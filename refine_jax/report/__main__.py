@@ -10,12 +10,10 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from refine_jax import artifacts
-from refine_jax.errors import RefineError
+from refine_jax import artifacts, ending
 from refine_jax.report import compare
 
 SCHEMA = 1
-STATUS_ERROR, STATUS_STORAGE, STATUS_STOPPED = 2, 74, 130
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,14 +47,4 @@ def main(argv: Sequence[str] | None = None) -> pathlib.Path:
 
 
 if __name__ == "__main__":
-    try:
-        print(main())
-    except RefineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(STATUS_ERROR)
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(STATUS_STORAGE)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(STATUS_STOPPED)
+    sys.exit(ending.print_outcome(main))
