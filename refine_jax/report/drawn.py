@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from refine_jax.report import counts, figures
+from refine_jax.report import counts, figures, strengths
 from refine_jax.report.figures import caption as caption
 from refine_jax.report.material import Material, Shown
+from refine_jax.report.tables import FIGURES
+
+# What is drawn over the strength of a defense.
+_OVER_STRENGTHS = ("ba", "asr", "ra")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +22,8 @@ class Drawn:
     """A figure of the page.
 
     Attributes:
-        kind: Which section it belongs to: 'curves', 'classes', 'confusion', 'flow' or 'features'.
+        kind: Which section it belongs to: 'strengths', 'curves', 'classes', 'confusion', 'flow' or
+            'features'.
         title: Stands above it.
         svg: To stand in the page.
     """
@@ -49,6 +54,9 @@ def draw(material: Material, folder: pathlib.Path) -> dict[str, Drawn]:
 def _all(material: Material) -> Iterator[tuple[str, str, str, str, Any]]:
     """Yields (name, kind, title, text for who cannot see it, figure)."""
     names = material.images.class_names
+    for name, (field, entries) in strengths.varied(material.results).items():
+        if found := strengths.curves(entries, _OVER_STRENGTHS):
+            yield f"strengths_{name}", "strengths", name, *_strengths(material, field, entries, found)
     for stage, curves in material.curves.items():
         if "loss" in curves:
             alt = f"Curves over {curves['step'][-1]:.0f} steps: {_course(curves)}"
@@ -73,6 +81,17 @@ def _all(material: Material) -> Iterator[tuple[str, str, str, str, Any]]:
             alt = "Benign images as dots in groups by class, triggered ones as crosses"
             drawn = figures.draw_features(each.projection, material.benign_places, names)
             yield f"features_{file}", "features", title, alt, drawn
+
+
+def _strengths(material: Material, field: str, entries: Any, found: Any) -> tuple[str, Any]:
+    values = [entry["settings"][field] for entry in entries]
+    chosen = next((place for place, entry in enumerate(entries) if entry["chosen"]), None)
+    no_defense = material.results["no_defense"]
+    before = {FIGURES[name]: 100 * no_defense[name] for name in found if no_defense.get(name) is not None}
+    titled = {FIGURES[name]: points for name, points in found.items()}
+    told = ", ".join(f"{title} {points[0][0]:.1f} to {points[-1][0]:.1f} %" for title, points in titled.items())
+    alt = f"Lines over {field} from {values[0]} to {values[-1]}: {told}"
+    return alt, figures.draw_strengths(field, values, titled, before, chosen)
 
 
 def _flow(material: Material, each: Shown, flow: np.ndarray) -> tuple[str, Any]:

@@ -212,6 +212,41 @@ def draw_flow(flow: np.ndarray, class_names: Sequence[str], names: Mapping[str, 
     return figure
 
 
+def draw_strengths(
+    field: str,
+    values: Sequence[Any],
+    found: Mapping[str, Sequence[tuple[float, float, float]]],
+    before: Mapping[str, float],
+    chosen: int | None,
+) -> "Figure":
+    """Draws what the strength of a defense does to its figures.
+
+    Args:
+        field: The setting that says how strong it is.
+        values: Of it, in order.
+        found: Figure's title to (percent, low, high) at each value.
+        before: Of those figures, what they are without a defense, in percent; drawn as dotted lines.
+        chosen: Which of the values the configuration names.
+    """
+    places = np.arange(len(values))
+    with _figure(2.8) as figure:
+        ax = figure.subplots()
+        for (title, points), color in zip(found.items(), (BLUE, RED, GREEN), strict=False):
+            shares, low, high = np.transpose(points)
+            errors = np.maximum(0, [shares - low, high - shares])
+            ax.errorbar(places, shares, yerr=errors, fmt="o-", ms=3.5, lw=1.2, color=color, label=title)
+            if title in before:
+                ax.axhline(before[title], color=color, linewidth=1, linestyle=":")
+        if chosen is not None:
+            ax.axvline(chosen, color=GRAY, linewidth=1, linestyle="--", zorder=0)
+        ax.set_xticks(places, [str(value) for value in values])
+        ax.set_ylim(-3, 103)
+        ax.set_xlabel(field.replace("_", " "))
+        ax.set_ylabel("%")
+        figure.legend(loc="outside upper left", ncols=3)
+    return figure
+
+
 def _stack(heights: Sequence[int], gap: float) -> list[float]:
     """Returns where bars begin that stand above each other."""
     return [float(sum(heights[:i]) + i * gap) for i in range(len(heights))]

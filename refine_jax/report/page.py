@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from refine_jax.report import counts, drawn, gallery, summary, table_files
+from refine_jax.report import counts, drawn, gallery, strengths, summary, table_files
 from refine_jax.report.material import Material
 
 LEGEND = (
@@ -34,6 +34,8 @@ def write(material: Material, folder: pathlib.Path) -> None:
     (folder / "table.md").write_text(table_files.markdown(header, rows))
     (folder / "table.tex").write_text(table_files.latex(header, rows))
     (folder / "table.csv").write_text(table_files.comma_separated(material.results))
+    if varied := strengths.records(material.results):
+        (folder / "strengths.csv").write_text(table_files.write_csv(varied))
     figures = drawn.draw(material, folder)
     (folder / "index.html").write_text(render(material, figures))
 
@@ -63,6 +65,9 @@ def render(material: Material, figures: Mapping[str, drawn.Drawn]) -> str:
         "columns": [*columns.items()],
         "headline": [(name, [cell(figures, column) for column in columns]) for name, figures in rows.items()],
         "legend": LEGEND,
+        "findings": summary.findings(results, names),
+        "strengths": titles("strengths"),
+        "strength_table": strengths.table(results),
         "attack": summary.attack(results, names),
         "contact_sheet": material.contact_sheet and _png(material.contact_sheet),
         "gallery": [_example(example, names) for example in material.examples],
@@ -84,6 +89,7 @@ def render(material: Material, figures: Mapping[str, drawn.Drawn]) -> str:
     sections = {
         "result": "Result",
         "attack": "Attack",
+        "strengths": "Strengths" if strengths.varied(results) else None,
         "gallery": "Images" if given["gallery"] else None,
         "flow": "Triggered images" if given["flows"] else None,
         "features": "Features",

@@ -70,6 +70,20 @@ def costs(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def findings(results: Mapping[str, Any], class_names: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns what the defenses have found out about the victim, such as the target class."""
+    found = []
+    for defense, figures in results["defenses"].items():
+        for name, value in (figures.get("findings") or {}).items():
+            told = _value(value)
+            if name == "target_class" and isinstance(value, int) and value < len(class_names):
+                told = numbered(value, class_names)
+            elif isinstance(value, float):
+                told = f"{value:.4g}"
+            found.append((f"{defense}: {name.replace('_', ' ')}", told))
+    return found
+
+
 def _training(figures: Mapping[str, Any]) -> list[str]:
     forms = {"train_seconds": "{:,.0f} s", "train_images_per_second": "{:,.0f}", "parameters": "{:,}"}
     return ["-" if figures.get(name) is None else form.format(figures[name]) for name, form in forms.items()]

@@ -38,6 +38,11 @@ def text_table(results: Mapping[str, Any]) -> str:
         legend.append("strengths: the same otherwise set; * as above, set beforehand and not chosen by these figures")
     if "agreement" in shown:
         legend.append("agreement: clean images answered as without the defense; their classes are not known")
+    legend += [
+        f"found by {name}: {_found(figures['findings'])}"
+        for name, figures in columns.items()
+        if figures.get("findings")
+    ]
     warnings = [f"WARNING: {warning}" for warning in results.get("warnings", ())]
     return "\n".join([*body, *legend, *warnings])
 
@@ -74,6 +79,12 @@ def _needs(figures: Mapping[str, Any]) -> str:
     if "needs" not in figures:
         return "-"
     return ", ".join(title for name, title in NEEDS.items() if figures["needs"][name]) or "nothing"
+
+
+def _found(findings: Mapping[str, Any]) -> str:
+    """Says what a defense has found out about the victim."""
+    told = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in findings.values())
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in zip(findings, told, strict=True))
 
 
 def _amount(figures: Mapping[str, Any], name: str, form: str) -> str:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from refine_jax.report import strengths
 from refine_jax.report.tables import FIGURES
 from refine_jax.sweep.plan import Task
 
@@ -45,7 +46,8 @@ def summarize(runs: Iterable[tuple[Task, Mapping[str, Any] | None]]) -> list[dic
         Dicts of JSON values: 'values' (of the fields that vary), 'defense', 'seeds' (those that are done), 'missing'
         (those that are not), 'doubtful' (those whose results.json has warnings), 'warnings' (what these say, each
         once), 'no_defense', 'figures' and 'costs' (name to `mean_and_interval`; None where a figure is not known of
-        every seed). Of a single seed the interval is the run's own, over its test images.
+        every seed). A defense that was measured at several strengths has a row of each. Of a single seed the
+        interval is the run's own, over its test images.
     """
     groups: dict[tuple, list[tuple[Task, Mapping[str, Any] | None]]] = {}
     for task, results in runs:
@@ -61,11 +63,24 @@ def summarize(runs: Iterable[tuple[Task, Mapping[str, Any] | None]]) -> list[dic
             "warnings": list(dict.fromkeys(warning for _, results in done for warning in results.get("warnings", ()))),
             "no_defense": _figures([results["no_defense"] for _, results in done], _BEFORE),
         }
-        for name in done[0][1]["defenses"] if done else [None]:
-            measured = [results["defenses"][name] for _, results in done]
+        for name, measured in (_by_defense([results for _, results in done]) if done else {None: []}).items():
             figures, costs = _figures(measured, FIGURES), _figures(measured, _COSTS)
             rows.append({**general, "defense": name, "figures": figures, "costs": costs})
     return rows
+
+
+def _by_defense(done: Sequence[Mapping[str, Any]]) -> dict[str | None, list[Mapping[str, Any]]]:
+    """Returns the figures of each defense, one of each run; below it, those at its other strengths."""
+    found: dict[str | None, list[Mapping[str, Any]]] = {}
+    varied = strengths.varied(done[0])
+    for name in done[0]["defenses"]:
+        found[name] = [results["defenses"][name] for results in done]
+        field, entries = varied.get(name, ("", []))
+        for place, entry in enumerate(entries):
+            if not entry["chosen"]:
+                label = f"{name}, {field} {entry['settings'][field]}"
+                found[label] = [results["defenses"][name]["sweep"][place] for results in done]
+    return found
 
 
 def _figures(measured: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, Any]:

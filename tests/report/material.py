@@ -48,6 +48,23 @@ def results():
     }
 
 
+def swept():
+    """As results.json holds them, with a defense of three strengths and what it has found out."""
+    found = results()
+    entries = []
+    for pad, wrong in ((1, 0), (2, 2), (4, 5)):
+        clean = np.where(np.arange(10) < wrong, 3, LABELS)
+        counted = evaluation.count(Answers(clean, ANSWERS[NO_DEFENSE].triggered, 4), LABELS, TARGET, None, LABELS)
+        entries.append({"settings": {"pad": pad}, "chosen": pad == 2, **counted, "der": None})
+    figures = {name: value for name, value in entries[1].items() if name not in ("settings", "chosen")}
+    found["defenses"]["shrinkpad"] = {
+        **figures,
+        "sweep": entries,
+        "findings": {"target_class": 1, "target_share": 1 / 3},
+    }
+    return found
+
+
 def make():
     """Of two classifiers, with everything that a report can show."""
     found, rng = results(), np.random.default_rng(0)

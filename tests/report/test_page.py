@@ -1,5 +1,6 @@
 """The page as a browser would read it; matplotlib is held to the data it was given, not to pixels."""
 
+import csv
 import dataclasses
 import html.parser
 import re
@@ -10,7 +11,7 @@ import pytest
 from matplotlib.patches import PathPatch
 from PIL import Image
 
-from refine_jax.report import counts, drawn, figures, gallery, page
+from refine_jax.report import counts, drawn, figures, gallery, page, strengths
 from tests.report import material as made
 
 VOID = {"meta", "link", "img", "br"}
@@ -132,6 +133,32 @@ def test_a_page_without_trigger_labels_features_and_trainings_leaves_out_their_s
     }
     assert any("function without a method" in text for text in read.texts)
     assert any("50.0 % of the clean images are answered as without it" in text for text in read.texts)
+
+
+def test_strengths_stand_in_a_section_of_their_own_and_beside_the_page(tmp_path):
+    full = made.make()
+    page.write(dataclasses.replace(full, results=made.swept()), tmp_path)
+    read = Reader((tmp_path / "index.html").read_text())
+    assert "strengths" in {attributes["aria-labelledby"] for attributes in read.all("section")}
+    assert "shrinkpad, pad 2 *" in read.texts
+    assert [row["ba"] for row in csv.DictReader((tmp_path / "strengths.csv").open())] == ["1.0", "0.8", "0.5"]
+    assert {attributes.get("aria-label") for attributes in read.all("svg")} >= {
+        "Lines over pad from 1 to 4: BA 100.0 to 50.0 %, ASR 87.5 to 87.5 %, RA 12.5 to 12.5 %"
+    }
+    assert (tmp_path / "strengths_shrinkpad.png").exists()
+    text = " ".join(read.texts)
+    assert "shrinkpad: target class 1 (dog & <b>)" in text
+    assert "shrinkpad: target share 0.3333" in text
+
+
+def test_strengths_are_drawn_as_they_were_measured():
+    entries = made.swept()["defenses"]["shrinkpad"]["sweep"]
+    found = strengths.curves(entries, ("ba", "mapped_asr"))
+    assert [*found] == ["ba"]  # the other is not known
+    (ax,) = figures.draw_strengths("pad", (1, 2, 4), {"BA": found["ba"]}, {"BA": 90.0}, 1).axes
+    (line,) = [line for line in ax.lines if len(line.get_xdata()) == 3]
+    assert line.get_ydata().tolist() == [100, 80, 50]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "4"]
 
 
 def test_a_matrix_is_drawn_as_shares_of_its_rows():

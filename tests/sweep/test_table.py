@@ -74,3 +74,19 @@ def test_a_sweep_of_which_nothing_is_done_has_a_table_too(tmp_path):
     runs = plan.expand(make({"defense.depth": (3,)}), tmp_path).runs
     text = table.markdown(table.summarize([(run, None) for run in runs]))
     assert "| 3 | - | 0 of 2 | - |" in text
+
+
+def test_a_defense_of_several_strengths_has_a_row_of_each(tmp_path):
+    runs = plan.expand(make({"defense.depth": (3,)}, seeds=(0, 1)), tmp_path).runs
+
+    def results(ba):
+        sweep = [{"settings": {"pad": pad}, "chosen": pad == 2, **figures(ba - 0.1 * pad, 0.5)} for pad in (1, 2, 4)]
+        return {"no_defense": figures(0.9, 1.0), "defenses": {"shrinkpad": figures(ba - 0.2, 0.5) | {"sweep": sweep}}}
+
+    rows = table.summarize([*zip(runs, (results(0.9), results(0.8)), strict=True)])
+    found = [(row["defense"], round(row["figures"]["ba"]["mean"], 6), row["seeds"]) for row in rows]
+    assert found == [
+        ("shrinkpad", 0.65, [0, 1]),
+        ("shrinkpad, pad 1", 0.75, [0, 1]),
+        ("shrinkpad, pad 4", 0.45, [0, 1]),
+    ]
