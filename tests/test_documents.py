@@ -1,8 +1,10 @@
-"""README.md and docs/: links lead somewhere, and flags, fields, names and files that they mention are there."""
+"""README.md and docs/: links lead somewhere; flags, fields, commands, names and files that they mention are there."""
 
+import argparse
 import ast
 import copy
 import doctest
+import importlib
 import importlib.util
 import inspect
 import operator
@@ -131,6 +133,48 @@ def test_settings_of_a_command_line_are_possible(command, monkeypatch):
             values[flag.name] = copy.deepcopy(flag)
     values(sys.argv)
     settings.complete(values["config"].value)
+
+
+class Parsed(BaseException):
+    """Ends a program where it has read its command line."""
+
+
+def programs():
+    """Commands of programs with flags, other than launch.py: (module or file, arguments)."""
+    pages = [*PAGES.values(), *(page.read_text() for page in (ROOT / "results").glob("*/README.md"))]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(pages))
+    found = re.findall(
+        r"^ {4,}python (-m (?:refine_jax|benchmarks)\.\w+|(?:fuzz|examples)/\w+\.py) (.+)$", joined, re.M
+    )
+    commands = {(name.removeprefix("-m "), arguments.partition("  #")[0].strip()) for name, arguments in found}
+    # The fuzzer hands on what it does not know to libFuzzer, and refuses nothing.
+    return sorted(command for command in commands if command[0] != "fuzz/fuzz_torch_file.py")
+
+
+@pytest.mark.parametrize(("name", "arguments"), programs())
+def test_other_programs_take_the_flags_that_they_are_given(name, arguments, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    if name == "refine_jax.sweep":
+        assert sweep.main([*shlex.split(arguments), "--list"]) == 0
+        assert " waiting" in capsys.readouterr().out
+        return
+    monkeypatch.setattr(sys, "argv", [name, *shlex.split(arguments)])
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_alone(self, *given, **named):
+        parse(self, *given, **named)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_alone)
+    if name.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(pathlib.Path(name).stem, ROOT / name)
+        program = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(program)
+    else:
+        inner = f"{name}.__main__"
+        program = importlib.import_module(inner if importlib.util.find_spec(name).submodule_search_locations else name)
+    with pytest.raises(Parsed):
+        program.main()
 
 
 @each_page
