@@ -104,6 +104,25 @@ class Classifier:
         logits: Any = self.network.apply(self.variables, inputs, train=False)
         return logits
 
+    @property
+    def has_halves(self) -> bool:
+        """Whether the network splits into `features` and `head`, as all of `networks.names()` do."""
+        return hasattr(self.network, "features") and hasattr(self.network, "head")
+
+    def features(self, inputs: jax.Array) -> jax.Array:
+        """Runs the first half of the network, in inference mode, on inputs that are preprocessed already.
+
+        Returns:
+            The last feature map, [N, h, w, C], or a transformer's class tokens, [N, C].
+        """
+        features: Any = self.network.apply(self.variables, inputs, train=False, method="features")
+        return features
+
+    def head(self, features: jax.Array) -> jax.Array:
+        """Runs the second half, in inference mode, on what `features` gave: together they are `logits`.  -> [N, K]"""
+        logits: Any = self.network.apply(self.variables, features, train=False, method="head")
+        return logits
+
     def rematerialized(self) -> "Classifier":
         """Returns the same classifier, whose gradient takes less memory and more time, where its network can that."""
         if "remat" not in networks.options(self.name):

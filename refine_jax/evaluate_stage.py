@@ -15,7 +15,7 @@ from refine_jax import answers, doubts, environment, evaluation
 from refine_jax import triggered as triggered_lib
 from refine_jax.attacks import kept
 from refine_jax.attacks.trigger import Attack
-from refine_jax.defenses.registry import DEFENSES, SWEEP, settings_of, variants
+from refine_jax.defenses.registry import DEFENSES, SWEEP, identifying, settings_of, variants
 from refine_jax.errors import WorkdirError
 from refine_jax.files import read_record, write_record
 from refine_jax.opening import Run
@@ -151,7 +151,7 @@ def identity_of(run: Run, name: str) -> dict[str, Any]:
         "defense": hashes.get(name),
     }
     if name in run.defenses:  # not all that a defense does has to show in what it has learned
-        identity["settings"] = settings_of(name, run.settings["defense"])
+        identity["settings"] = identifying(name, run.settings["defense"])
     return identity
 
 

@@ -76,6 +76,7 @@ def default() -> ml_collections.ConfigDict:
                 "temperature": float,
                 "base_temperature": float,
                 "unet_input": str,
+                "mapping_seed": int,  # open: the seed
             },
             "run": {
                 "log_every": 10,  # steps between two rows of metrics.jsonl

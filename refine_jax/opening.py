@@ -13,7 +13,7 @@ from refine_jax import settings as settings_lib
 from refine_jax import triggered as triggered_lib
 from refine_jax.attacks.trigger import Attack
 from refine_jax.datasets.images import Dataset
-from refine_jax.defenses.registry import settings_of
+from refine_jax.defenses.registry import identifying
 from refine_jax.errors import SettingError
 from refine_jax.files import write_json
 from refine_jax.training.parallel import Execution
@@ -174,7 +174,7 @@ def open_records(
     defenses = {}
     for name in settings["defense"]["names"]:
         general = {"seed": settings["seed"], **_describe_precision(settings)}
-        own = settings_of(name, settings["defense"])
+        own = identifying(name, settings["defense"])
         made_from = {**general, "defense": own, "victim_stage": record.settings}
         defenses[name] = Record(work.defense(name), made_from)
         if defenses[name].admit(f"defend ({name})", overwrite=overwrite):

@@ -74,6 +74,13 @@ def test_without_a_permutation_there_is_no_mapped_asr():
     assert json.loads(json.dumps(figures)) == figures
 
 
+def test_where_no_class_is_moved_the_mapped_asr_is_the_asr():
+    labels, answers = [0, 1, 2, 3, 4, 0, 1], [1, 1, 3, 1, 1, 0, 3]
+    figures = measure(labels, labels, answers, target=1, permutation=np.arange(K))
+    assert figures["counts"]["mapped_asr"] == figures["counts"]["asr"] == [3, 5]
+    assert figures["ci95"]["mapped_asr"] == figures["ci95"]["asr"]
+
+
 def test_where_no_image_counts_there_is_no_figure():
     figures = measure([0, 1], [0, 0], [0, 0], permutation=np.array([1, 0, 3, 4, 2]))
     assert figures["counts"] == {"ba": [1, 2], "asr": [0, 0], "asr_all": [2, 2], "mapped_asr": [0, 0], "ra": [0, 0]}

@@ -33,14 +33,17 @@ from refine_jax.datasets.augment import random_flip, random_grayscale, random_re
 from refine_jax.datasets.feed import Feed, batch_images
 from refine_jax.datasets.images import Split
 from refine_jax.defenses.contract import Fitted, Needs
-from refine_jax.defenses.mapping import derangement, remap
+from refine_jax.defenses.mapping import MAPPINGS, remap
 from refine_jax.defenses.refine_settings import DEFAULTS as DEFAULTS
+from refine_jax.defenses.refine_settings import LATER as LATER
 from refine_jax.defenses.refine_settings import LOSSES, Objective
 from refine_jax.defenses.refine_settings import UNET_INPUTS as UNET_INPUTS
 from refine_jax.defenses.refine_settings import check as check
 from refine_jax.defenses.refine_settings import complete as complete
+from refine_jax.errors import SettingError
 from refine_jax.keys import named_key
 from refine_jax.losses import l2_normalize, supervised_contrastive
+from refine_jax.networks import layers
 from refine_jax.networks.unet import UNet
 from refine_jax.training import loop, optimizer
 from refine_jax.training.checkpoints import read
@@ -76,9 +79,25 @@ def transform(unet: UNet, variables: Any, classifier: Classifier, images: jax.Ar
 
 def transformed_logits(classifier: Classifier, transformed: jax.Array, settings) -> jax.Array:
     """The classifier's logits of transformed images, before the output mapping.  [N, H, W, 3] -> [N, K]"""
+    return classifier.logits(_network_inputs(classifier, transformed, settings))
+
+
+def _network_inputs(classifier: Classifier, transformed: jax.Array, settings) -> jax.Array:
+    """What the classifier's network is shown of transformed images.  [N, H, W, 3] -> [N, h, w, 3]"""
     if Objective.of(settings).unet_input == "normalized":
-        return classifier.logits(transformed)
-    return classifier(transformed)
+        return transformed
+    return classifier.preprocess(transformed)
+
+
+def _logits_and_features(classifier: Classifier, transformed: jax.Array, settings: Objective):
+    """The classifier's logits of transformed images, and what the contrastive loss compares.  -> [N, K], [N, ...]"""
+    inputs = _network_inputs(classifier, transformed, settings)
+    if settings.contrastive_features == "features":
+        seen = classifier.features(inputs)  # once, for both
+        pooled = layers.at_least_float32(seen)
+        return classifier.head(seen), pooled.mean(axis=tuple(range(1, pooled.ndim - 1)))  # what a linear head sees
+    logits = classifier.logits(inputs)
+    return logits, logits if settings.contrastive_features == "logits" else transformed
 
 
 def objective(
@@ -113,13 +132,11 @@ def objective(
 
     pseudo_labels = classifier(images).argmax(axis=-1)  # y = argmax F(x)  [N]
     transformed, batch_stats = transform(unet, unet_variables, classifier, images, settings, train=True)
-    logits = transformed_logits(classifier, transformed, settings)  # [N, K]
+    logits, features = _logits_and_features(classifier, transformed, settings)  # [N, K], [N, ...]
     classification = LOSSES[settings.loss](logits, pseudo_labels, permutation)
-
-    features = l2_normalize(transformed.reshape(len(images), -1))  # [N, H * W * 3]
     # Two views of each image, as the loss is defined; both are T(x).
     contrastive = supervised_contrastive(
-        features[:, None],
+        l2_normalize(features.reshape(len(images), -1))[:, None],  # [N, 1, D]
         pseudo_labels,
         settings.temperature,
         settings.base_temperature,
@@ -260,7 +277,15 @@ def fit(
 
     Returns:
         The defended classifier, with the last step's parameters; and what the training took.
+
+    Raises:
+        SettingError: The contrastive loss is to compare features, and the classifier's cannot be seen.
     """
+    wanted = Objective.of(settings)
+    splits = isinstance(classifier, Classifier) and classifier.has_halves
+    if wanted.contrastive_features == "features" and not splits:
+        allowed = "pixels or logits with a classifier that does not split into features and head"
+        raise SettingError("defense.contrastive_features", "features", allowed)
     unet = UNet(width=settings["width"], depth=settings["depth"])
     images = take_fraction(clean.images, settings["data_fraction"], named_key(seed, "refine/data"))
     on_device, streamed = stream.place("refine", images, execution.feed, execution.chosen()[0])
@@ -278,13 +303,13 @@ def fit(
     frozen = classifier.rematerialized() if execution.remat else classifier
     if execution.precision != "float32":
         frozen = frozen.computing_in(execution.precision)
+    mapping_seed = seed if settings["mapping_seed"] is None else settings["mapping_seed"]
     data: dict[str, Any] = {
         **on_device,
         "classifier": frozen,
-        "permutation": derangement(named_key(seed, "refine/mapping"), num_classes),
+        "permutation": MAPPINGS[settings["mapping"]](named_key(mapping_seed, "refine/mapping"), num_classes),
         "key": named_key(seed, "refine/augmentation"),
     }
-    wanted = Objective.of(settings)
     trained = execution.computing(unet.clone(remat=execution.remat))
     step = Step(lambda axis_name: train_step(mapped.on_axis(trained, axis_name), tx, wanted, axis_name), execution)
     kept = {"permutation": data["permutation"]}

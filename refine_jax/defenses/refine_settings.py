@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from refine_jax.defenses.mapping import MAPPINGS
 from refine_jax.errors import SettingError, choose, did_you_mean
+from refine_jax.keys import LARGEST_SEED
 from refine_jax.losses import mapped_binary_cross_entropy, mapped_cross_entropy
 from refine_jax.training import optimizer
 
 LOSSES = {"cross_entropy": mapped_cross_entropy, "binary_cross_entropy": mapped_binary_cross_entropy}
 UNET_INPUTS = ("unit", "normalized")
+CONTRASTIVE_FEATURES = ("pixels", "features", "logits")
 
 PRESETS = {
     # What the paper states.
@@ -34,6 +37,9 @@ DEFAULTS = {
     "base_temperature": None,
     "unet_input": None,
     "sup_weight": 0.1,
+    "contrastive_features": "pixels",
+    "mapping": "derangement",
+    "mapping_seed": None,
     "width": 64,
     "depth": 4,
     "data_fraction": 1.0,
@@ -42,6 +48,9 @@ DEFAULTS = {
     "learning_rate": 0.01,
     "decay": 0.8,
 }
+
+# Fields that came later, and what was so before there were any: an outcome of that time is one of these values.
+LATER = {name: DEFAULTS[name] for name in ("contrastive_features", "mapping", "mapping_seed")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +65,8 @@ class Objective:
             any image. 'normalized': the U-Net sees what the classifier's preprocessing makes of the image, and
             T(x) goes to the network as it is.
         sup_weight: Weight of the contrastive loss; 0 leaves it out.
+        contrastive_features: What the contrastive loss compares, scaled to unit length: 'pixels' of T(x); 'features',
+            the mean over the classifier's last feature map of T(x), or its class token; its 'logits' of T(x).
     """
 
     loss: str
@@ -63,6 +74,7 @@ class Objective:
     base_temperature: float | None
     unet_input: str
     sup_weight: float
+    contrastive_features: str = "pixels"
 
     @classmethod
     def of(cls, settings: "Mapping[str, Any] | Objective | None") -> "Objective":
@@ -77,11 +89,13 @@ class Objective:
             return settings
         given = _given(settings)
         preset = PRESETS[choose("defense.preset", given.get("preset", DEFAULTS["preset"]), PRESETS)]
-        values: dict[str, Any] = {"sup_weight": DEFAULTS["sup_weight"], **preset}
+        own = {name: DEFAULTS[name] for name in ("sup_weight", "contrastive_features")}
+        values: dict[str, Any] = {**own, **preset}
         values |= {name: given[name] for name in values if name in given}
         values["base_temperature"] = values["base_temperature"] or None
         choose("defense.loss", values["loss"], LOSSES)
         choose("defense.unet_input", values["unet_input"], UNET_INPUTS)
+        choose("defense.contrastive_features", values["contrastive_features"], CONTRASTIVE_FEATURES)
         return cls(**values)
 
 
@@ -105,6 +119,13 @@ def check(prefix: str, settings: Mapping[str, Any], num_images: int, image_size:
         raise SettingError(f"{prefix}.base_temperature", wanted.base_temperature, "0 (no factor) or more")
     if not 0 <= wanted.sup_weight < np.inf:
         raise SettingError(f"{prefix}.sup_weight", wanted.sup_weight, "0 or more")
+    choose(f"{prefix}.mapping", settings["mapping"], MAPPINGS)
+    mapping_seed = settings["mapping_seed"]
+    if mapping_seed is not None and not 0 <= mapping_seed <= LARGEST_SEED:
+        raise SettingError(f"{prefix}.mapping_seed", mapping_seed, f"0 to {LARGEST_SEED}")
+    if mapping_seed is not None and settings["mapping"] != "derangement":
+        allowed = f"nothing with {prefix}.mapping={settings['mapping']}, for which nothing is drawn"
+        raise SettingError(f"{prefix}.mapping_seed", mapping_seed, allowed)
     if settings["width"] < 1:
         raise SettingError(f"{prefix}.width", settings["width"], "1 or more")
     deepest = int(np.log2(min(image_size)))

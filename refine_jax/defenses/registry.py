@@ -81,6 +81,20 @@ def settings_of(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {field: own[field] for field in DEFENSES[name].DEFAULTS if field != SWEEP}
 
 
+def identifying(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a defense's own settings as its outcome is known by; arguments as of `settings_of`."""
+    return without_later(settings_of(name, settings)) if name == "refine" else settings_of(name, settings)
+
+
+def without_later(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out fields that came later where they say what was so before, so that earlier outcomes stay known.
+
+    Args:
+        settings: The section 'defense' of a configuration, or REFINE's own of it.
+    """
+    return {name: value for name, value in settings.items() if name not in refine.LATER or value != refine.LATER[name]}
+
+
 def variants(name: str, settings: Mapping[str, Any], image_size: tuple[int, int]) -> dict[str, dict[str, Any]]:
     """Returns at which settings a fitted defense is measured, to see what its strength does; the chosen among them.
 

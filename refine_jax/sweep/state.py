@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from refine_jax import ending, fields, pipeline
+from refine_jax.defenses.registry import without_later
 from refine_jax.errors import RefineError, StorageError, WorkdirError
 from refine_jax.files import read_json, read_record, write_json
 from refine_jax.lock import InUse
@@ -134,5 +135,5 @@ def _same(task: Task, kept: Mapping[str, Any] | None, more: tuple[str, ...] = ()
     own = dict(task.settings)
     if task.config.precision is None:  # open: what the machine that did it has filled in
         own["precision"] = kept.get("precision")
-    changes = fields.differences(kept, own)
+    changes = fields.differences(*({**of, "defense": without_later(of.get("defense", {}))} for of in (kept, own)))
     return all(change.startswith((*_NO_DIFFERENCE, *more)) for change in changes)

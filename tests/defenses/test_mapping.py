@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from refine_jax.defenses import mapping
+from refine_jax.errors import SettingError
 from tests.goldens import rules
 
 
@@ -41,6 +42,18 @@ def test_a_derangement_follows_its_key():
 def test_one_class_alone_cannot_move(num_classes):
     with pytest.raises(ValueError, match=rf"num_classes = {num_classes}: allowed: "):
         mapping.derangement(jax.random.key(0), num_classes)
+
+
+def test_other_mappings_by_hand():
+    for key in (jax.random.key(0), jax.random.key(1)):
+        np.testing.assert_array_equal(mapping.shift(key, 4), [1, 2, 3, 0])
+        np.testing.assert_array_equal(mapping.identity(key, 4), [0, 1, 2, 3])
+    p = np.array([[0.7, 0.2, 0.1]])
+    np.testing.assert_array_equal(mapping.remap(p, mapping.shift(jax.random.key(0), 3)), [[0.1, 0.7, 0.2]])
+    for function in mapping.MAPPINGS.values():
+        assert function(jax.random.key(0), 3).dtype == np.int32
+    with pytest.raises(SettingError, match="num_classes = 1: allowed: at least 2"):
+        mapping.shift(jax.random.key(0), 1)
 
 
 class Variants(chex.TestCase):

@@ -38,8 +38,7 @@ def require_halves(classifier: Any) -> None:
     Raises:
         SettingError: It is a function, or its network has no 'features' and 'head'.
     """
-    network = classifier.network if isinstance(classifier, Classifier) else None
-    if not (hasattr(network, "features") and hasattr(network, "head")):
+    if not (isinstance(classifier, Classifier) and classifier.has_halves):
         shown = classifier.describe() if hasattr(classifier, "describe") else classifier
         allowed = "for BTI-DBF a Classifier whose network has the methods 'features' and 'head'"
         raise SettingError("classifier", shown, allowed)
