@@ -9,4 +9,5 @@ from refine_jax import interop as interop
 from refine_jax import losses as losses
 from refine_jax import networks as networks
 from refine_jax.classifier import Classifier as Classifier
+from refine_jax.defenses import blackbox as blackbox
 from refine_jax.defenses.defend import defend as defend
