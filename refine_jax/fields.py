@@ -77,6 +77,7 @@ def default() -> ml_collections.ConfigDict:
                 "base_temperature": float,
                 "unet_input": str,
                 "mapping_seed": int,  # open: the seed
+                "clean_classes": tuple,  # open: all
             },
             "run": {
                 "log_every": 10,  # steps between two rows of metrics.jsonl

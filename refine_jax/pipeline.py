@@ -22,9 +22,8 @@ import ml_collections
 from refine_jax import evaluation, export, import_stage, planting, report_stage, victim
 from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
-from refine_jax.datasets.images import Split
 from refine_jax.defenses import refine
-from refine_jax.defenses.registry import DEFENSES, settings_of
+from refine_jax.defenses.registry import DEFENSES, clean_images, settings_of
 from refine_jax.errors import choose
 from refine_jax.evaluate_stage import COSTS, benign_file, evaluate, find_results
 from refine_jax.files import hash_arrays, write_record
@@ -145,10 +144,10 @@ def train_defenses(run: Run) -> None:
     identity = {"victim_sha256": run.victim.require("victim")["victim_sha256"]}
     for name, record in missing.items():
         record.begin()
-        train = run.dataset.train
+        clean = clean_images(name, run.settings["defense"], run.dataset.train, run.dataset.num_classes)
         fitted = DEFENSES[name].fit(
             classifier,
-            train if DEFENSES[name].NEEDS.labels else Split.unlabeled(train.images),
+            clean,
             settings_of(name, run.settings["defense"]),
             run.settings["seed"],
             run.dataset.num_classes,

@@ -206,9 +206,11 @@ def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
         if DEFENSES[name].NEEDS.labels and not dataset.train.has_labels:
             allowed = f"without {name}, which needs the training images' labels, and none are known"
             raise SettingError("defense.names", settings["defense"]["names"], allowed)
-        DEFENSES[name].check(section, own, count, dataset.image_size)
+        rows = registry.clean_rows(name, settings["defense"], dataset.train.labels, dataset.num_classes)
+        available = count if rows is None else len(rows)
+        DEFENSES[name].check(section, own, available, dataset.image_size)
         for variant in registry.variants(name, settings["defense"], dataset.image_size).values():
             with _as_sweep(name, settings["defense"][name]):
-                DEFENSES[name].check(section, variant, count, dataset.image_size)
+                DEFENSES[name].check(section, variant, available, dataset.image_size)
         if "batch_size" in own:
             execution.check_batch(f"{section}.batch_size", own["batch_size"])

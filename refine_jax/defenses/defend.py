@@ -46,11 +46,12 @@ def defend(
     chex.assert_type(images, np.uint8)
     settings = refine.complete(settings)
     refine.check("defense", settings, len(images), images.shape[1:3])
+    clean = Split.unlabeled(images)
+    refine.clean_rows("defense", settings, clean.labels, num_classes or 0)  # labels that there are not
     victim: Any = classifier
     if not isinstance(classifier, Classifier):
         height, width = images.shape[1:3]
         victim = function_classifier.wrap(classifier, (height, width), num_classes, variables)
     elif variables is not None:
         raise SettingError("variables", "given", "nothing with a Classifier, which has its own")
-    clean = Split.unlabeled(images)
     return refine.fit(victim, clean, settings, seed, num_classes or victim.num_classes).defended

@@ -28,7 +28,7 @@ import optax
 
 from refine_jax import mapped
 from refine_jax.classifier import Classifier
-from refine_jax.datasets import stream
+from refine_jax.datasets import corruptions, stream
 from refine_jax.datasets.augment import random_flip, random_grayscale, random_resized_crop
 from refine_jax.datasets.feed import Feed, batch_images
 from refine_jax.datasets.images import Split
@@ -39,6 +39,7 @@ from refine_jax.defenses.refine_settings import LATER as LATER
 from refine_jax.defenses.refine_settings import LOSSES, Objective
 from refine_jax.defenses.refine_settings import UNET_INPUTS as UNET_INPUTS
 from refine_jax.defenses.refine_settings import check as check
+from refine_jax.defenses.refine_settings import clean_rows as clean_rows
 from refine_jax.defenses.refine_settings import complete as complete
 from refine_jax.errors import SettingError
 from refine_jax.keys import named_key
@@ -270,7 +271,7 @@ def fit(
         classifier: Stays as it is.
         clean: Images; their labels are not looked at.
         settings: The section 'defense' of a configuration, whole.
-        seed: For mapping, weights, choice and order of the images, augmentation.
+        seed: For mapping, weights, choice, corruption and order of the images, augmentation.
         num_classes: K.
         journal: Where to leave checkpoints and metrics.
         execution: On which devices, and how.
@@ -287,7 +288,10 @@ def fit(
         allowed = "pixels or logits with a classifier that does not split into features and head"
         raise SettingError("defense.contrastive_features", "features", allowed)
     unet = UNet(width=settings["width"], depth=settings["depth"])
-    images = take_fraction(clean.images, settings["data_fraction"], named_key(seed, "refine/data"))
+    images: Any = take_fraction(clean.images, settings["data_fraction"], named_key(seed, "refine/data"))
+    if settings["clean_corruption"] != corruptions.NONE:
+        how = (settings["clean_corruption"], settings["clean_severity"])
+        images = corruptions.Corrupted(images, *how, named_key(seed, "refine/corruption"))
     on_device, streamed = stream.place("refine", images, execution.feed, execution.chosen()[0])
     feed = Feed(
         len(images),

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from refine_jax.datasets import corruptions
+from refine_jax.datasets.images import NO_LABEL
 from refine_jax.defenses.mapping import MAPPINGS
 from refine_jax.errors import SettingError, choose, did_you_mean
 from refine_jax.keys import LARGEST_SEED
@@ -43,6 +45,9 @@ DEFAULTS = {
     "width": 64,
     "depth": 4,
     "data_fraction": 1.0,
+    "clean_classes": None,
+    "clean_corruption": corruptions.NONE,
+    "clean_severity": 3,
     **optimizer.DEFAULTS,
     "batch_size": 256,
     "learning_rate": 0.01,
@@ -50,7 +55,14 @@ DEFAULTS = {
 }
 
 # Fields that came later, and what was so before there were any: an outcome of that time is one of these values.
-LATER = {name: DEFAULTS[name] for name in ("contrastive_features", "mapping", "mapping_seed")}
+LATER = {
+    "contrastive_features": "pixels",
+    "mapping": "derangement",
+    "mapping_seed": None,
+    "clean_classes": None,
+    "clean_corruption": corruptions.NONE,
+    "clean_severity": 3,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +147,41 @@ def check(prefix: str, settings: Mapping[str, Any], num_images: int, image_size:
         )
     if not 0 < settings["data_fraction"] <= 1:
         raise SettingError(f"{prefix}.data_fraction", settings["data_fraction"], "above 0 and at most 1")
+    choose(f"{prefix}.clean_corruption", settings["clean_corruption"], (corruptions.NONE, *corruptions.CORRUPTIONS))
+    if settings["clean_severity"] not in corruptions.SEVERITIES:
+        raise SettingError(f"{prefix}.clean_severity", settings["clean_severity"], "1 to 5")
     available = round(settings["data_fraction"] * num_images)
     if settings["batch_size"] > available:
         raise SettingError(f"{prefix}.batch_size", settings["batch_size"], f"at most the {available} clean images")
     if settings["batch_size"] < 2:
         raise SettingError(f"{prefix}.batch_size", settings["batch_size"], "2 or more, for the contrastive loss")
+
+
+def clean_rows(prefix: str, settings: Mapping[str, Any], labels: np.ndarray, num_classes: int) -> np.ndarray | None:
+    """Returns which clean images REFINE is fitted to, by their labels; it sees the images alone.
+
+    Args:
+        prefix: Name of the section, for the error.
+        settings: The section 'defense' of a configuration, whole.
+        labels: Of all clean images. int32 [N]
+        num_classes: K.
+
+    Returns:
+        Their numbers, in order; None: all.
+
+    Raises:
+        SettingError: `clean_classes` are no classes, or labels are not known.
+    """
+    classes = settings["clean_classes"]
+    if classes is None:
+        return None
+    field = f"{prefix}.clean_classes"
+    if (labels == NO_LABEL).any():
+        raise SettingError(field, tuple(classes), "nothing, as the labels of these images are not known")
+    known = all(label in range(num_classes) for label in classes)
+    if not classes or not known or len(set(classes)) < len(classes):
+        raise SettingError(field, tuple(classes), f"one or more classes, each once, 0 to {num_classes - 1}")
+    return np.flatnonzero(np.isin(labels, classes))
 
 
 def complete(settings: Mapping[str, Any] | None) -> dict[str, Any]:

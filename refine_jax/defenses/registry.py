@@ -13,6 +13,10 @@ A defense is a module with
     load(checkpoints, classifier, settings, image_size) -> defended
                     of a fit that came to its end
 
+where some of its settings choose among the clean images by their labels, though it does not need them,
+
+    clean_rows(prefix, settings, labels, num_classes) -> numbers of the images it is given, or None for all
+
 and, where one of its settings is looked at only by `load`, and says how strong it is,
 
     STRENGTH        the setting's name; `DEFAULTS` then has a field 'sweep' too, a tuple of values that are measured
@@ -35,6 +39,9 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
+from refine_jax.datasets.images import Split
 from refine_jax.defenses import bit_depth, gaussian_blur, jpeg, refine, shrinkpad
 from refine_jax.defenses.bti_dbf import purification, unlearning
 
@@ -79,6 +86,35 @@ def settings_of(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     own = settings if name == "refine" else settings[name]
     return {field: own[field] for field in DEFENSES[name].DEFAULTS if field != SWEEP}
+
+
+def clean_rows(name: str, settings: Mapping[str, Any], labels: np.ndarray, num_classes: int) -> np.ndarray | None:
+    """Returns which of the clean images a defense is fitted to.
+
+    Args:
+        name: Of the defense.
+        settings: The section 'defense' of a configuration.
+        labels: Of all clean images. int32 [N]
+        num_classes: K.
+
+    Returns:
+        Their numbers, in order; None: all.
+
+    Raises:
+        SettingError: The defense's settings choose what there is not.
+    """
+    module = DEFENSES[name]
+    if not hasattr(module, "clean_rows"):
+        return None
+    return module.clean_rows(section(name), settings_of(name, settings), labels, num_classes)
+
+
+def clean_images(name: str, settings: Mapping[str, Any], train: Split, num_classes: int) -> Split:
+    """Returns what a defense is fitted to, labels hidden unless it says that it needs them; arguments as above."""
+    rows = clean_rows(name, settings, train.labels, num_classes)
+    if rows is not None:
+        train = Split(train.images.take(rows, axis=0), train.labels[rows])
+    return train if DEFENSES[name].NEEDS.labels else Split.unlabeled(train.images)
 
 
 def identifying(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import pytest
 
 from refine_jax import settings
 from refine_jax.classifier import Classifier
+from refine_jax.datasets import corruptions
+from refine_jax.datasets.images import Dataset, Split
 from refine_jax.defenses import mapping, refine, registry
 from refine_jax.defenses.defend import defend
 from refine_jax.errors import SettingError
@@ -173,12 +175,68 @@ def test_a_mapping_is_drawn_from_a_seed_of_its_own_and_changes_nothing_else(buil
             {"mapping_seed": 2, "mapping": "shift"},
             r"defense\.mapping_seed = 2: allowed: nothing with defense\.mapping=sh",
         ),
+        ({"clean_corruption": "fog"}, r"defense\.clean_corruption = 'fog': .*none, gaussian_noise, shot_noise"),
+        ({"clean_severity": 0}, r"defense\.clean_severity = 0: allowed: 1 to 5"),
+        ({"clean_classes": (1,)}, r"defense\.clean_classes = \(1,\): allowed: nothing, as the labels .* not known"),
         ({"contrastive_features": "x"}, r"defense\.contrastive_features = 'x': .*pixels, features, logits"),
     ],
 )
 def test_what_cannot_be_is_refused(build, images, changed, message):
     with pytest.raises(SettingError, match=message):
         defend(build(Whole), images, {**SMALL, **changed})
+
+
+def dataset_of(labels):
+    """A data set whose training images are gray, number i of level i."""
+    levels = np.arange(len(labels), dtype=np.uint8)
+    images = np.broadcast_to(levels[:, None, None, None], (len(labels), 16, 16, 3)).copy()
+    split = Split(images, np.asarray(labels, np.int32))
+    return Dataset("made", split, split, tuple("abcd"), (0.5,) * 3, (0.2,) * 3)
+
+
+def test_classes_are_chosen_by_labels_that_the_defense_does_not_see():
+    dataset, section = dataset_of([0, 3, 1, 1, 2, 0]), refine.complete({"clean_classes": (0, 2)})
+    clean = registry.clean_images("refine", section, dataset.train, K)
+    assert clean.images[:, 0, 0, 0].tolist() == [0, 4, 5]
+    assert not clean.has_labels
+    whole = registry.clean_images("refine", refine.complete({}), dataset.train, K)
+    assert whole.images is dataset.train.images
+    assert not whole.has_labels
+    assert registry.clean_images("bti_dbf_p", settings.default().defense, dataset.train, K) is dataset.train
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ((0, 4), r"defense\.clean_classes = \(0, 4\): allowed: one or more classes, each once, 0 to 3"),
+        ((1, 1), r"defense\.clean_classes = \(1, 1\): allowed: one or more classes, each once"),
+        ((), r"defense\.clean_classes = \(\): allowed: one or more"),
+        (("a",), r"defense\.clean_classes = \('a',\): allowed: one or more"),
+        ((1,), r"defense\.batch_size = 4: allowed: at most the 2 clean images"),
+    ],
+)
+def test_classes_that_cannot_be_are_refused_before_any_work(classes, message):
+    config = settings.default()
+    config.victim.batch_size, config.defense.batch_size, config.defense.clean_classes = 2, 4, classes
+    with pytest.raises(SettingError, match=message):
+        settings.check(settings.complete(config), dataset_of([0, 3, 1, 1, 2, 0]))
+
+
+def test_corrupted_images_are_what_it_is_fitted_to(build, images, monkeypatch):
+    begun = []
+
+    def begin(stage, step, state, data, feed, *others):
+        begun.append(np.asarray(data["images"]))
+        raise StoppedError
+
+    monkeypatch.setattr(refine, "create_train_state", lambda *_: None)
+    monkeypatch.setattr(refine.loop, "fit", begin)
+    for changed in ({}, {"clean_corruption": "gaussian_noise", "clean_severity": 2}):
+        with pytest.raises(StoppedError):
+            defend(build(Whole), images, {**SMALL, **changed}, seed=5)
+    np.testing.assert_array_equal(begun[0], images)
+    key = named_key(5, "refine/corruption")
+    np.testing.assert_array_equal(begun[1], corruptions.Corrupted(images, "gaussian_noise", 2, key)[:])
 
 
 def older(name):
