@@ -49,4 +49,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.defense.bti_dbf_p.purification_epochs = 8
     config.defense.bti_dbf_u.unlearning_epochs = 8
     config.defense.bti_dbf_u.unlearning_learning_rate = 0.001
+
+    # Patches of 2 x 2 pixels, 64 of them, and a smaller autoencoder.
+    config.defense.bdmae.width = 64
+    config.defense.bdmae.depth = 3
+    config.defense.bdmae.decoder_width = 32
+    config.defense.bdmae.epochs = 60
+    config.defense.bdmae.batch_size = 64
+    config.defense.bdmae.learning_rate = 0.003
     return config

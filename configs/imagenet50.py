@@ -28,6 +28,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.defense.batch_size = 64
     # What 4 and 1 pixels are at 32 x 32.
     config.defense.shrinkpad.pad = 28
+    config.defense.bdmae.patch_size = 16
     config.defense.gaussian_blur.sigma = 7.0
     if variant == "mini":
         _make_small(config)
@@ -48,6 +49,7 @@ def _make_small(config: ml_collections.ConfigDict) -> None:
     config.victim.schedule = "one_cycle"
     config.victim.learning_rate = 0.05
     config.defense.shrinkpad.pad = 14
+    config.defense.bdmae.patch_size = 8
     config.defense.gaussian_blur.sigma = 3.5
     config.defense.width = 8
     config.defense.epochs = 12

@@ -43,6 +43,7 @@ import numpy as np
 
 from refine_jax.datasets.images import Split
 from refine_jax.defenses import bit_depth, gaussian_blur, jpeg, refine, shrinkpad
+from refine_jax.defenses.bdmae import defense as bdmae
 from refine_jax.defenses.bti_dbf import purification, unlearning
 
 DEFENSES: dict[str, ModuleType] = {
@@ -53,6 +54,7 @@ DEFENSES: dict[str, ModuleType] = {
     "bit_depth": bit_depth,
     "bti_dbf_p": purification,
     "bti_dbf_u": unlearning,
+    "bdmae": bdmae,
 }
 
 # The field of a defense's settings that says at which strengths it is measured.
