@@ -1,4 +1,4 @@
-"""The classes that were answered to the test images, kept beside the figures that were counted from them."""
+"""The classes that were answered to the test images, and some scores, kept beside the figures made of them."""
 
 import json
 import logging
@@ -13,9 +13,11 @@ from refine_jax.files import hash_arrays, write_arrays
 
 logger = logging.getLogger(__name__)
 
+_SCORES = ("clean_scores", "triggered_scores")  # the first versions have not kept them
+
 
 def save(path: pathlib.Path, answers: Answers, identity: Mapping[str, Any]) -> None:
-    """Writes answers as a .npz of uint16, with a checksum.
+    """Writes answers as a .npz, classes as uint16 and scores as float32, with a checksum.
 
     Args:
         path: Of the file; its folder is made where it is not there.
@@ -25,6 +27,8 @@ def save(path: pathlib.Path, answers: Answers, identity: Mapping[str, Any]) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     given = {"clean": answers.clean, "triggered": answers.triggered}
     arrays = {name: classes.astype(np.uint16) for name, classes in given.items() if classes is not None}
+    scores = {name: getattr(answers, name) for name in _SCORES}
+    arrays |= {name: kept.astype(np.float32) for name, kept in scores.items() if kept is not None}
     arrays["num_classes"] = np.asarray(answers.num_classes)
     arrays["identity"] = np.asarray(json.dumps(identity, sort_keys=True))
     write_arrays(path, {**arrays, "sha256": np.asarray(_sum(arrays))})
@@ -46,7 +50,7 @@ def load(path: pathlib.Path, identity: Mapping[str, Any]) -> Answers | None:
     if json.loads(str(arrays["identity"])) != json.loads(json.dumps(identity)):
         return None
     clean, triggered = (None if name not in arrays else arrays[name].astype(int) for name in ("clean", "triggered"))
-    return Answers(clean, triggered, int(arrays["num_classes"]))
+    return Answers(clean, triggered, int(arrays["num_classes"]), *(arrays.get(name) for name in _SCORES))
 
 
 def _sum(arrays: Mapping[str, np.ndarray]) -> str:

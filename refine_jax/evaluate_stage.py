@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from refine_jax import answers, doubts, environment, evaluation
+from refine_jax import answers, doubts, environment, evaluation, transport
 from refine_jax import triggered as triggered_lib
 from refine_jax.attacks import kept
 from refine_jax.attacks.trigger import Attack
@@ -31,7 +31,7 @@ NO_DEFENSE = "no_defense"
 COSTS = ("train_seconds", "train_images_per_second", "parameters")
 BENIGN = ("ba", "counts", "ci95")
 # What is told of a defense at another strength.
-SWEPT = ("ba", "asr", "asr_all", "mapped_asr", "ra", "agreement", "der", "counts", "ci95")
+SWEPT = ("ba", "asr", "asr_all", "mapped_asr", "ra", "agreement", "der", "w1", "w1_images", "counts", "ci95")
 # Of a batch that is timed: how often at most, and how long altogether before it is enough.
 _TIMED_CALLS, _TIMED_SECONDS = 5, 3.0
 
@@ -72,9 +72,10 @@ def evaluate(run: Run) -> dict[str, Any]:
         if variant is None:
             given = ask(run, name, predict, images, shown)
         else:
-            given = evaluation.answer(predict, images, None if shown is None else shown.images)
+            given = evaluation.answer(predict, images, None if shown is None else shown.images, transport.SAMPLE)
         target, classes = (0, None) if shown is None else (shown.target, shown.labels)
         figures = evaluation.count(given, labels, target, permutation, classes)
+        figures["w1"], figures["w1_images"] = evaluation.output_distance(given, logits=name == NO_DEFENSE)
         if labels is None and name in run.defenses:
             share = evaluation.agreement(ask(run, NO_DEFENSE, alone, images, shown), given)
             figures["agreement"], figures["counts"]["agreement"], figures["ci95"]["agreement"] = share
@@ -168,7 +169,7 @@ def ask(run: Run, name: str, predict: Predict, images: np.ndarray, shown: Trigge
     path, identity = run.work.answers(name), identity_of(run, name)
     if (kept_before := answers.load(path, identity)) is not None:
         return kept_before
-    given = evaluation.answer(predict, images, None if shown is None else shown.images)
+    given = evaluation.answer(predict, images, None if shown is None else shown.images, transport.SAMPLE)
     answers.save(path, given, identity)
     return given
 

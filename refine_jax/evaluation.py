@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from refine_jax import transport
 from refine_jax.errors import RefineError, SettingError
 
 BATCH_SIZE = 250
@@ -34,15 +35,22 @@ class Answers:
         clean: Of the clean images. Integers [N]; None where it was not asked.
         triggered: Of the triggered ones. Integers [M]; None where it was not asked.
         num_classes: K; None where it was asked nothing.
+        clean_scores: Of some of the clean images, see `answer`. float [n, K]; None where they were not kept.
+        triggered_scores: Of as many triggered ones. float [n, K]
     """
 
     clean: np.ndarray | None
     triggered: np.ndarray | None
     num_classes: int | None
+    clean_scores: np.ndarray | None = None
+    triggered_scores: np.ndarray | None = None
 
 
 def answer(
-    predict: Callable[[jax.Array], jax.Array], images: np.ndarray | None, triggered: np.ndarray | None
+    predict: Callable[[jax.Array], jax.Array],
+    images: np.ndarray | None,
+    triggered: np.ndarray | None,
+    sampled: int = 0,
 ) -> Answers:
     """Asks a classifier for the class of each image.
 
@@ -50,18 +58,22 @@ def answer(
         predict: As in `measure`.
         images: Clean. uint8 [N, H, W, 3]; None: it is not asked.
         triggered: uint8 [M, H, W, 3]; None: it is not asked.
+        sampled: Of how many images of both kinds the scores are kept at most, where it is asked for both; which ones
+            is the rule of `transport.sample`, and where N is M they are the same.
 
     Raises:
         RefineError: A score is not a number.
     """
     found: dict[str, np.ndarray | None] = {}
     num_classes = None
+    sampled = 0 if images is None or triggered is None else min(sampled, len(images), len(triggered))
     for name, asked in (("clean", images), ("triggered", triggered)):
         found[name] = None
         if asked is not None:
             chex.assert_rank(asked, 4)
             chex.assert_type(asked, np.uint8)
-            found[name], num_classes = predict_classes(predict, asked)
+            rows = transport.sample(len(asked), sampled) if sampled else None
+            found[name], num_classes, found[f"{name}_scores"] = _ask(predict, asked, BATCH_SIZE, rows)
     return Answers(**found, num_classes=num_classes)
 
 
@@ -218,8 +230,14 @@ def predict_classes(
     Raises:
         RefineError: A score is not a number: the largest of them would mean nothing.
     """
+    answers, num_classes, _ = _ask(predict, images, batch_size, None)
+    return answers, num_classes
+
+
+def _ask(predict, images, batch_size: int, rows: np.ndarray | None) -> tuple[np.ndarray, int, np.ndarray | None]:
+    """`predict_classes`, and the scores of some images, in order.  -> [N], K, [n, K]"""
     batch_size = max(1, min(batch_size, len(images)))
-    answers, num_classes = [], 0
+    answers, kept, num_classes = [], [], 0
     # Without an image, `predict` still tells how many classes there are.
     for start in range(0, max(1, len(images)), batch_size):
         batch = np.asarray(images[start : start + batch_size])
@@ -230,7 +248,34 @@ def predict_classes(
             raise RefineError("the classifier's scores are not numbers (NaN): its training has diverged")
         num_classes = scores.shape[1]
         answers.append(scores.argmax(axis=1))
-    return np.concatenate(answers), num_classes
+        if rows is not None:
+            kept.append(scores[rows[(start <= rows) & (rows < start + count)] - start])
+    return np.concatenate(answers), num_classes, np.concatenate(kept) if kept else None
+
+
+def output_distance(answers: Answers, *, logits: bool) -> tuple[float | None, int | None]:
+    """Returns how far the outputs on triggered images are from those on clean ones, as distributions.
+
+    Args:
+        answers: With scores.
+        logits: Whether the scores are logits, of which the outputs are the softmax; else they are probabilities.
+
+    Returns:
+        (Wasserstein-1 distance between the outputs' empirical distributions, 0 to sqrt(2), images of each kind); None,
+        None where no scores were kept.
+
+    References:
+        Chen et al., REFINE, ICLR 2025, whose theory speaks of the Wasserstein-1 distance between output
+        representations. Which representation, and the Euclidean distance between two, are chosen here.
+    """
+    if answers.clean_scores is None or answers.triggered_scores is None:
+        return None, None
+    outputs = [answers.clean_scores.astype(np.float64), answers.triggered_scores.astype(np.float64)]
+    if logits:
+        from scipy.special import softmax
+
+        outputs = [softmax(scores, axis=1) for scores in outputs]
+    return transport.wasserstein_1(*outputs), len(answers.clean_scores)
 
 
 def wilson_interval(hits: int, total: int) -> list[float]:

@@ -24,6 +24,17 @@ def test_answers_come_back_as_they_were_given(kept, tmp_path):
     assert answers.load(untriggered, IDENTITY).triggered is None
 
 
+def test_scores_come_back_too_and_those_of_before_have_none(kept, tmp_path):
+    assert answers.load(kept, IDENTITY).clean_scores is None  # as files of the first versions
+    scores = np.array([[0.25, 0.75]]), np.array([[1.0, 0.0]])
+    path = tmp_path / "scored.npz"
+    answers.save(path, Answers(np.array([1]), np.array([0]), 2, *scores), IDENTITY)
+    found = answers.load(path, IDENTITY)
+    np.testing.assert_array_equal(found.clean_scores, scores[0])
+    np.testing.assert_array_equal(found.triggered_scores, scores[1])
+    assert found.clean_scores.dtype == np.float32
+
+
 def test_answers_of_something_else_are_none(kept, tmp_path):
     assert answers.load(kept, {**IDENTITY, "victim": "ac"}) is None
     assert answers.load(tmp_path / "missing.npz", IDENTITY) is None

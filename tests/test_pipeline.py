@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.special import softmax
 
-from refine_jax import doubts, evaluation, export, lock, pipeline, victim
+from refine_jax import doubts, evaluation, export, lock, pipeline, transport, victim
 from refine_jax.attacks import kept
 from refine_jax.datasets import registry as datasets
 from refine_jax.datasets.images import NO_LABEL, Dataset, Split
@@ -60,6 +61,12 @@ def test_the_answers_that_the_figures_are_counted_from_are_kept(done, folder, ti
     for name, measured in {"no_defense": done["no_defense"], **done["defenses"]}.items():
         with np.load(folder / "evaluation" / f"{name}.npz") as file:
             clean, triggered = file["clean"], file["triggered"]
+            outputs = [file[f"{kind}_scores"] for kind in ("clean", "triggered")]
+        np.testing.assert_array_equal(outputs[0].argmax(axis=1), clean)  # there are fewer than a sample has
+        if name == "no_defense":  # whose scores are logits
+            outputs = [softmax(scores, axis=1) for scores in outputs]
+        assert measured["w1"] == pytest.approx(transport.wasserstein_1(*outputs), abs=1e-6)
+        assert measured["w1_images"] == len(labels)
         assert measured["counts"]["ba"] == [(clean == labels).sum(), len(labels)]
         assert measured["counts"]["asr_all"] == [(triggered == 0).sum(), len(labels)]
     others = (labels != 0) & (labels != mapped)

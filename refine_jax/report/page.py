@@ -13,12 +13,14 @@ from PIL import Image
 
 from refine_jax.report import counts, drawn, gallery, strengths, summary, table_files
 from refine_jax.report.material import Material
+from refine_jax.report.tables import DISTANCE
 
 LEGEND = (
     "BA: clean images answered with their class. ASR: triggered images of other classes answered with the target. "
     "Mapped ASR: with pi(target), the class that the output mapping sends the target to, where a trigger that "
     "survived the defense would show. RA: answered with their class all the same. DER: 100 where an attack that "
-    "always succeeded is gone and no accuracy with it; 50 where nothing changed."
+    "always succeeded is gone and no accuracy with it; 50 where nothing changed. W1: Wasserstein-1 distance from the "
+    "outputs on clean images to those on triggered ones, 0 where a trigger changes nothing."
 )
 _NO_FEATURES = "The victim is a function without a method that gives its features, so that they cannot be shown."
 
@@ -126,6 +128,8 @@ def cell(figures: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     """Returns what a table's cell shows of a figure; None where it is not known."""
     if figures.get(name) is None:
         return None
+    if name in DISTANCE:
+        return {"value": f"{figures[name]:.3f}", "low": None, "high": None, "count": None}
     value, low, high = (f"{100 * share:.2f}" for share in (figures[name], *figures["ci95"][name]))
     return {"value": value, "low": low, "high": high, "count": figures["counts"].get(name)}
 

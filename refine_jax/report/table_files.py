@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from refine_jax.report.tables import FIGURES
+from refine_jax.report.tables import DISTANCE, FIGURES
 
-NOTE = "In percent, with 95 % intervals; DER from 0 to 100."
+NOTE = "In percent, with 95 % intervals; DER from 0 to 100, W1 from 0 to 1.414."
 _ESCAPED = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     sign: f"\\{sign}" for sign in "&%$#_{}"
 }
@@ -20,7 +20,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     Args:
         rows: Figures of results.json, of one classifier each.
     """
-    shown = {"agreement": "agreement", **FIGURES}
+    shown = {"agreement": "agreement", **FIGURES, **DISTANCE}
     return {name: title for name, title in shown.items() if any(row.get(name) is not None for row in rows)}
 
 
@@ -30,9 +30,11 @@ def classifiers_of(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def percent(figures: Mapping[str, Any], name: str, interval: str = "{:.2f} [{:.2f}, {:.2f}]") -> str:
-    """Returns a figure with its interval, in percent; a dash where it is not known."""
+    """Returns a figure with its interval, in percent, a distance as it is; a dash where it is not known."""
     if figures.get(name) is None:
         return "-"
+    if name in DISTANCE:
+        return f"{figures[name]:.3f}"
     return interval.format(100 * figures[name], *(100 * end for end in figures["ci95"][name]))
 
 
@@ -96,7 +98,8 @@ def cells(figures: Mapping[str, Any]) -> dict[str, Any]:
         if name != "der":
             hits, total = figures["counts"][name] if known else (None, None)
             found |= {f"{name}_hits": hits, f"{name}_images": total}
-    return found | {name: figures.get(name) for name in ("train_seconds", "milliseconds_per_image")}
+    rest = (*DISTANCE, "w1_images", "train_seconds", "milliseconds_per_image")
+    return found | {name: figures.get(name) for name in rest}
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]]) -> str:

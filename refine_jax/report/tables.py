@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 FIGURES = {"ba": "BA", "asr": "ASR", "mapped_asr": "mapped ASR", "ra": "RA", "der": "DER"}
+# A distance between distributions, from 0 to sqrt(2): no share, and without an interval.
+DISTANCE = {"w1": "W1"}
 NEEDS = {"gradients": "gradients", "labels": "labels", "clean_images": "clean images"}
 # Defenses that stand side by side.
 _ABREAST = 3
@@ -32,6 +34,11 @@ def text_table(results: Mapping[str, Any]) -> str:
         "BA: clean images answered rightly    ASR: triggered ones answered with the target",
         "mapped ASR: with the class that the mapping sends the target to    RA: answered rightly all the same",
     ]
+    measured = [figures["w1_images"] for figures in columns.values() if figures.get("w1") is not None]
+    if measured:
+        legend.append(
+            f"W1: distance from outputs on clean images to those on triggered ones, 0 to 1.414; {measured[0]} each"
+        )
     if any("needs" in figures for figures in columns.values()):
         legend.append("training: what fitting took    per image: an answer in a batch, the classifier's work too")
     if strengths:
@@ -51,6 +58,9 @@ def _rows(columns: Mapping[str, Mapping[str, Any]], shown: Mapping[str, str]) ->
     """Yields the figures of some columns, and what each defense needs and costs."""
     for name, title in shown.items():
         yield [title, *(_cell(figures, name) for figures in columns.values())]
+    for name, title in DISTANCE.items():
+        if any(figures.get(name) is not None for figures in columns.values()):
+            yield [title, *(_amount(figures, name, "{:6.3f}") for figures in columns.values())]
     if any("needs" in figures for figures in columns.values()):
         yield ["needs", *(_needs(figures) for figures in columns.values())]
         yield ["training", *(_amount(figures, "train_seconds", "{:.0f} s") for figures in columns.values())]

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from refine_jax.report import strengths
-from refine_jax.report.tables import FIGURES
+from refine_jax.report.tables import DISTANCE, FIGURES
 from refine_jax.sweep.plan import Task
 
 SCHEMA = 1
 # The victim alone, beside the figures of each defense.
 _BEFORE = {"ba": "BA, no defense", "asr": "ASR, no defense"}
+# Where a distance stands, and what its title says of it.
+_PARTS = {"no_defense": ", no defense", "figures": ""}
 # Their titles, and how their means are shown: without an interval, since they tell of the machine.
 _COSTS = {"train_seconds": ("training, s", "{:,.0f}"), "milliseconds_per_image": ("per image, ms", "{:.3g}")}
 
@@ -61,10 +63,10 @@ def summarize(runs: Iterable[tuple[Task, Mapping[str, Any] | None]]) -> list[dic
             "missing": [task.seed for task, results in members if results is None],
             "doubtful": [seed for seed, results in done if results.get("warnings")],
             "warnings": list(dict.fromkeys(warning for _, results in done for warning in results.get("warnings", ()))),
-            "no_defense": _figures([results["no_defense"] for _, results in done], _BEFORE),
+            "no_defense": _figures([results["no_defense"] for _, results in done], (*_BEFORE, *DISTANCE)),
         }
         for name, measured in (_by_defense([results for _, results in done]) if done else {None: []}).items():
-            figures, costs = _figures(measured, FIGURES), _figures(measured, _COSTS)
+            figures, costs = _figures(measured, (*FIGURES, *DISTANCE)), _figures(measured, _COSTS)
             rows.append({**general, "defense": name, "figures": figures, "costs": costs})
     return rows
 
@@ -97,6 +99,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns the rows of `summarize` as a table, in percent."""
     fields = list(rows[0]["values"])
     header = [*fields, "defense", "seeds", *_BEFORE.values(), *FIGURES.values()]
+    distances = [(part, name) for name in DISTANCE for part in _PARTS if any(row[part][name] for row in rows)]
+    header += [DISTANCE[name] + _PARTS[part] for part, name in distances]
     header += [title for title, _ in _COSTS.values()]
     lines = [header, ["---"] * len(header)]
     for row in rows:
@@ -107,11 +111,13 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
                 str(len(row["seeds"])) + (f" of {len(row['seeds']) + len(row['missing'])}" if row["missing"] else ""),
                 *(_percent(row["no_defense"][name]) for name in _BEFORE),
                 *(_percent(row["figures"][name]) for name in FIGURES),
+                *(_distance(row[part][name]) for part, name in distances),
                 *(_amount(row["costs"][name], form) for name, (_, form) in _COSTS.items()),
             ]
         )
     legend = (
-        "In percent, DER from 0 to 100. Of several seeds: means, with 95 % intervals by Student's t, which tell how "
+        "In percent, DER from 0 to 100, W1 from 0 to 1.414. "
+        "Of several seeds: means, with 95 % intervals by Student's t, which tell how "
         "far seeds differ. Of one: its figure, with a 95 % interval that tells of the number of test images alone."
     )
     doubts = [f"\nWARNING: {_doubt(row)}\n" for row in rows if row["doubtful"]]
@@ -128,7 +134,8 @@ def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns the rows of `summarize` as CSV, shares from 0 to 1."""
     fields = list(rows[0]["values"])
     columns = [("no_defense", name) for name in _BEFORE]
-    columns += [("figures", name) for name in FIGURES] + [("costs", name) for name in _COSTS]
+    columns += [("figures", name) for name in FIGURES] + [(part, name) for name in DISTANCE for part in _PARTS]
+    columns += [("costs", name) for name in _COSTS]
     names = [f"{name}_no_defense" if part == "no_defense" else name for part, name in columns]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -156,6 +163,13 @@ def _percent(figure: Mapping[str, Any] | None) -> str:
         return f"{mean:.2f}"
     low, high = (100 * end for end in interval)
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]" if len(figure["values"]) == 1 else f"{mean:.2f} ± {high - mean:.2f}"
+
+
+def _distance(figure: Mapping[str, Any] | None) -> str:
+    if figure is None or figure["interval"] is None:
+        return _amount(figure, "{:.3f}")
+    _, high = figure["interval"]
+    return f"{figure['mean']:.3f} ± {high - figure['mean']:.3f}"
 
 
 def _amount(figure: Mapping[str, Any] | None, form: str) -> str:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from refine_jax.report import table_files
+from refine_jax.report import page, table_files
 from tests.report.material import results
 
 
@@ -27,6 +27,16 @@ def test_markdown_has_a_row_for_each_classifier_and_a_dash_for_what_is_not_known
 def test_figures_that_no_classifier_has_have_no_column(found):
     alone = {**found, "defenses": {}}
     assert table_files.headline(alone)[0] == ["", "BA", "ASR", "RA"]
+
+
+def test_a_distance_is_no_percentage_and_has_no_interval(found):
+    measured = {**found, "no_defense": {**found["no_defense"], "w1": 1.23456, "w1_images": 10}}
+    header, rows = table_files.headline(measured)
+    assert header[-1] == "W1"
+    assert [row[-1] for row in rows] == ["1.235", "-"]
+    cells = table_files.cells(measured["no_defense"])
+    assert (cells["w1"], cells["w1_images"]) == (1.23456, 10)
+    assert page.cell(measured["no_defense"], "w1") == {"value": "1.235", "low": None, "high": None, "count": None}
 
 
 def test_csv_has_shares_counts_and_intervals(found):

@@ -104,3 +104,12 @@ def test_what_makes_the_figures_doubtful_stands_below_them():
     text = text_table({**RESULTS, "warnings": ["the attack did not take", "refine has collapsed"]})
     assert text.splitlines()[-2:] == ["WARNING: the attack did not take", "WARNING: refine has collapsed"]
     assert "WARNING" not in text_table(RESULTS)
+
+
+def test_a_distance_stands_as_it_is_where_it_was_measured():
+    assert "W1" not in text_table(RESULTS)
+    before, after = {**RESULTS["no_defense"], "w1": 1.2, "w1_images": 500}, RESULTS["defenses"]["refine"]
+    text = text_table({"no_defense": before, "defenses": {"refine": {**after, "w1": 0.0625, "w1_images": 500}}})
+    line = next(line for line in text.splitlines() if line.startswith("W1 "))
+    assert line.split() == ["W1", "1.200", "0.062"]
+    assert "0 to 1.414; 500 each" in text

@@ -57,6 +57,25 @@ def test_tables_are_read_by_people_and_programs(rows):
     assert float(read[0]["train_seconds"]) == 2400
 
 
+def test_a_distance_stands_before_and_after(tmp_path):
+    runs = plan.expand(make({"defense.depth": (3,)}, seeds=(0, 1)), tmp_path).runs
+    results = [
+        {
+            "no_defense": figures(0.9, 1.0) | {"w1": 1.25},
+            "defenses": {"refine": figures(0.9, 0.0) | {"w1": 0.25 + 0.5 * run.seed}},
+        }
+        for run in runs
+    ]
+    found = table.summarize([*zip(runs, results, strict=True)])
+    lines = table.markdown(found).splitlines()
+    assert "| DER | W1, no defense | W1 | training, s |" in lines[0]
+    assert "| 1.250 ± 0.000 | 0.500 ± 3.177 |" in lines[2]  # 12.706 standard errors, of two seeds
+    row = next(csv.DictReader(io.StringIO(table.comma_separated(found))))
+    assert (float(row["w1_no_defense"]), float(row["w1"])) == (1.25, 0.5)
+    of_one = table.markdown(table.summarize([(runs[0], results[0])])).splitlines()
+    assert "| 1.250 | 0.250 |" in of_one[2]
+
+
 def test_what_makes_a_run_doubtful_stands_below_the_table(tmp_path):
     runs = plan.expand(make({"defense.depth": (3, 4)}, seeds=(0, 1)), tmp_path).runs
     results = [{"no_defense": figures(0.9, 1.0), "defenses": {"refine": figures(0.5, 0.02)}} for _ in runs]
