@@ -34,6 +34,10 @@ def _make_small(config: ml_collections.ConfigDict) -> None:
     config.victim.batch_size = 64
     config.victim.schedule = "one_cycle"
     config.victim.learning_rate = 0.05
+    config.victim.adaptive.width = 16
+    config.victim.adaptive.optimizer = "adam"
+    config.victim.adaptive.learning_rate = 0.002
+    config.victim.adaptive.weight_decay = 0.0
     # What these attacks need for a victim that falls to them: the others are learned in two epochs.
     settings.vary_by_attack(config, "victim.epochs", {"wanet": 6, "adaptive_patch": 6})
     settings.vary_by_attack(config, "attack.rate", {"adaptive_patch": 0.03})

@@ -20,6 +20,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.victim.batch_size = 64
     config.victim.schedule = "one_cycle"
     config.victim.learning_rate = 0.1
+    # The attacker's U-Net, where there is one, is trained as the defender's.
+    config.victim.adaptive.width = 16
+    config.victim.adaptive.optimizer = "adam"
+    config.victim.adaptive.learning_rate = 0.003
+    config.victim.adaptive.weight_decay = 0.0
 
     config.defense.width = 16
     config.defense.epochs = 30

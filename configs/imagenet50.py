@@ -24,6 +24,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.dataset.name = "imagenet50"
     config.victim.name = "imagenet_resnet18"
     config.victim.batch_size = 128
+    config.victim.adaptive.width = 32
     config.defense.width = 32
     config.defense.batch_size = 64
     # What 4 and 1 pixels are at 32 x 32.
@@ -48,6 +49,11 @@ def _make_small(config: ml_collections.ConfigDict) -> None:
     config.victim.batch_size = 32
     config.victim.schedule = "one_cycle"
     config.victim.learning_rate = 0.05
+    # The attacker's U-Net, where there is one, is trained as the defender's.
+    config.victim.adaptive.width = 8
+    config.victim.adaptive.optimizer = "adam"
+    config.victim.adaptive.learning_rate = 0.002
+    config.victim.adaptive.weight_decay = 0.0
     config.defense.shrinkpad.pad = 14
     config.defense.bdmae.patch_size = 8
     config.defense.gaussian_blur.sigma = 3.5

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import ml_collections
 from ml_collections import config_dict
 
-from refine_jax import attacks
+from refine_jax import adaptive, attacks
 from refine_jax.defenses import registry
 from refine_jax.errors import SettingError, did_you_mean
 from refine_jax.training import optimizer
@@ -61,6 +61,7 @@ def default() -> ml_collections.ConfigDict:
                 "batch_size": 128,
                 "learning_rate": float,  # open: by network
                 "decay": 0.1,
+                "adaptive": adaptive.DEFAULTS,  # an attacker who knows the defense
                 # A trained classifier in place of all that, and its preprocessing where its file does not say it.
                 "checkpoint": str,
                 "mean": tuple,

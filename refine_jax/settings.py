@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_collections
 
-from refine_jax import attacks, datasets, fields, networks
+from refine_jax import adaptive, attacks, datasets, fields, networks
 from refine_jax.classifier import CHANNEL_ORDERS
 from refine_jax.datasets import stream
 from refine_jax.datasets.images import Dataset
@@ -86,6 +86,11 @@ def _complete_victim(attack: dict[str, Any], victim: dict[str, Any]) -> tuple[di
         value = {"victim": victim, "attack": attack}[section][field]
         if not imported and value is not None:
             raise SettingError(f"{section}.{field}", value, "nothing without victim.checkpoint")
+    knowledge = victim["adaptive"]["knowledge"]
+    if imported and knowledge is not None:
+        raise SettingError("victim.adaptive.knowledge", knowledge, "nothing with victim.checkpoint: it is trained")
+    if knowledge is None:
+        del victim["adaptive"]  # a victim of an attacker who knows nothing is what it was before there was a choice
     if victim["learning_rate"] is None:
         victim["learning_rate"] = _LEARNING_RATES.get(victim["name"], 0.1)
     kept = ("name", "workdir", *_IMPORT) if imported else tuple(name for name in victim if name not in _IMPORT)
@@ -131,6 +136,8 @@ def _check_values(settings: Mapping[str, Any]) -> None:
         _check_import(victim)
     else:
         optimizer.check("victim", victim)
+    if "adaptive" in victim:
+        adaptive.check(victim["adaptive"])
     if "refine" in settings["defense"]["names"]:
         optimizer.check("defense", settings["defense"])
     for field, value, fine, allowed in (

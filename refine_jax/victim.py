@@ -1,23 +1,21 @@
 """The victim: a classifier trained on a poisoned training set, as the attacker would."""
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from refine_jax import mapped, networks
+from refine_jax import adaptive, mapped, networks
 from refine_jax.attacks.poisoning import Poisoned
 from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
 from refine_jax.datasets import stream
-from refine_jax.datasets.augment import random_flip
-from refine_jax.datasets.feed import Feed, batch_images
+from refine_jax.datasets.feed import Feed
 from refine_jax.datasets.images import Dataset
+from refine_jax.defenses import refine
 from refine_jax.errors import WorkdirError
 from refine_jax.files import hash_arrays
 from refine_jax.keys import named_key
@@ -25,9 +23,8 @@ from refine_jax.training import loop
 from refine_jax.training.checkpoints import read
 from refine_jax.training.optimizer import create_optimizer, create_schedule
 from refine_jax.training.parallel import ONE_DEVICE, Execution, Step
-from refine_jax.training.state import TrainState, create_train_state
-
-Augmentation = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+from refine_jax.training.state import create_train_state
+from refine_jax.victim_step import train_step as train_step
 
 
 def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
@@ -38,8 +35,10 @@ def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
         dataset: Whose images it would be shown.
 
     Raises:
-        SettingError: The images are too small or too large for it.
+        SettingError: The images are too small or too large for it, or for the U-Net of an attacker who knows REFINE.
     """
+    if "adaptive" in settings:
+        adaptive.check_images(settings, len(dataset.train.labels), dataset.image_size)
     network = networks.build(settings["name"], dataset.num_classes, **network_options(settings, dataset.image_size))
     images = jax.ShapeDtypeStruct((1, *dataset.image_size, 3), jnp.float32)
     jax.eval_shape(network.init, jax.random.key(0), images)
@@ -55,7 +54,8 @@ def train_benign(
     """Trains a classifier as `train` does, but on clean images; for attacks that need one."""
     none = np.empty(0, np.int32)
     clean = Poisoned(dataset.train.images, dataset.train.labels, none, none)
-    return _train("benign", dataset, clean, lambda images, poisoned, key: images, settings, seed, journal, execution)
+    own = {name: value for name, value in settings.items() if name != "adaptive"}
+    return _train("benign", dataset, clean, lambda images, poisoned, key: images, own, seed, journal, execution)
 
 
 def train(
@@ -68,6 +68,8 @@ def train(
     execution: Execution = ONE_DEVICE,
 ) -> loop.Outcome:
     """Trains a classifier on poisoned images, with cross-entropy against the labels that came with them.
+
+    With a section 'adaptive' in its settings also against a defense that the attacker reckons with, see `adaptive`.
 
     Args:
         dataset: Tells size, classes and statistics of the images.
@@ -108,56 +110,28 @@ def _train(stage, dataset, poisoned, augment, settings, seed, journal, execution
         "key": named_key(seed, f"{stage}/augmentation"),
     }
     network = execution.computing(network)
-    step = Step(lambda axis_name: train_step(mapped.on_axis(network, axis_name), tx, augment, axis_name), execution)
-    return loop.fit(stage, step, state, data, feed, schedule, journal)
+    if "adaptive" not in settings:
+        make = lambda axis_name: train_step(mapped.on_axis(network, axis_name), tx, augment, axis_name)  # noqa: E731
+        return loop.fit(stage, Step(make, execution), state, data, feed, schedule, journal)
 
+    own = settings["adaptive"]
+    unet, unet_tx = adaptive.create_unet(own)
+    changed = np.concatenate([poisoned.indices, poisoned.cover_indices])
+    data |= {
+        "is_changed": jnp.zeros(len(poisoned.labels), bool).at[changed].set(True),
+        "mapping": adaptive.assumed_mapping(own["knowledge"], seed, dataset.num_classes),
+    }
+    state = adaptive.with_unet(state, unet, unet_tx, seed, dataset.image_size)
+    unet = execution.computing(unet.clone(remat=execution.remat))
 
-def train_step(
-    network: nn.Module, tx: optax.GradientTransformation, augment: Augmentation, axis_name: str | None = None
-):
-    """Returns the function (state, data, batch) -> (state, metrics) that trains a classifier by one batch.
+    def freeze(variables: Any) -> Classifier:
+        return refine.frozen(to_classifier(variables, dataset, settings), execution)
 
-    Args:
-        network: Of the classifier.
-        tx: The optimizer.
-        augment: (images float [B, H, W, 3], poisoned bool [B], key) -> images; before the flips.
-        axis_name: Mapped axis over which the batch is split; the network has to be made with the same.
+    def make_adaptive(axis_name: str | None):
+        first, second = mapped.on_axis(network, axis_name), mapped.on_axis(unet, axis_name)
+        return adaptive.train_step(first, tx, augment, second, unet_tx, freeze, own, axis_name)
 
-    `data` holds 'labels' [N], 'is_poisoned' [N], 'mean' and 'std' [3], and 'key'; images and indices as in
-    `feed.batch_images`.
-    """
-
-    def step(state: TrainState, data: Mapping[str, Any], batch: Mapping[str, jax.Array]):
-        attack_key, flip_key, dropout_key = jax.random.split(named_key(data["key"], state.step), 3)
-        images, indices = batch_images(data, batch), batch["indices"]
-        # An attack draws for the batch that it is given: every device gives it the whole one.
-        whole, poisoned = (mapped.gather(rows, axis_name) for rows in (images, data["is_poisoned"][indices]))
-        images = mapped.own_rows(augment(whole, poisoned, attack_key), len(images), axis_name)
-        images = (random_flip(images, flip_key, axis_name=axis_name) - data["mean"]) / data["std"]
-        labels = data["labels"][indices]
-
-        if axis_name is not None:  # dropout alone is not what one device would draw
-            dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
-
-        def loss_fn(params):
-            logits, changed = network.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": dropout_key},
-            )
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-            accuracy = (logits.argmax(axis=-1) == labels).mean()
-            return loss, (changed.get("batch_stats", {}), accuracy)
-
-        (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        metrics = {"loss": loss, "accuracy": accuracy}
-        gradients, metrics = mapped.average((gradients, metrics), axis_name)
-        metrics["gradient_norm"] = optax.tree.norm(gradients)
-        return state.updated(tx, gradients, batch_stats), metrics
-
-    return step
+    return loop.fit(stage, Step(make_adaptive, execution), state, data, feed, schedule, journal)
 
 
 def load(folder: pathlib.Path, sha256: str) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_sweeps_are_of_runs_that_can_be(file, variant, tmp_path):
     plan = expand(read_sweep(f"{file}{variant}"), tmp_path)
     assert len({run.seed for run in plan.runs}) == (1 if file.stem == "attacks" else 3)
     assert f"--config=configs/sweeps/{file.name}{variant} " in file.read_text()
-    assert len(plan.victims) == (len(plan.runs) if file.stem in ("attacks", "networks") else 3)
+    assert len(plan.victims) == (len(plan.runs) if file.stem in ("adaptive", "attacks", "networks") else 3)
     if plan.runs[0].settings["dataset"]["name"] == "digits":  # they are always there
         check_images(plan)
 

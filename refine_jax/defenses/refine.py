@@ -304,14 +304,10 @@ def fit(
     schedule = optimizer.create_schedule(settings, feed.steps_per_epoch)
     tx = optimizer.create_optimizer(settings, schedule)
     state = create_train_state(unet, tx, named_key(seed, "refine/weights"), images.shape[1:3])
-    frozen = classifier.rematerialized() if execution.remat else classifier
-    if execution.precision != "float32":
-        frozen = frozen.computing_in(execution.precision)
-    mapping_seed = seed if settings["mapping_seed"] is None else settings["mapping_seed"]
     data: dict[str, Any] = {
         **on_device,
-        "classifier": frozen,
-        "permutation": MAPPINGS[settings["mapping"]](named_key(mapping_seed, "refine/mapping"), num_classes),
+        "classifier": frozen(classifier, execution),
+        "permutation": draw_mapping(settings, seed, num_classes),
         "key": named_key(seed, "refine/augmentation"),
     }
     trained = execution.computing(unet.clone(remat=execution.remat))
@@ -321,6 +317,18 @@ def fit(
     variables, permutation = outcome.state.variables, data["permutation"]
     defended = Defended(classifier, variables, permutation, unet, wanted, images.shape[1:3])
     return Fitted.of(defended, outcome)
+
+
+def draw_mapping(settings: Mapping[str, Any], seed: int, num_classes: int) -> jax.Array:
+    """Returns the output mapping that a defense of these settings and this seed has.  int32 [K]"""
+    own = seed if settings["mapping_seed"] is None else settings["mapping_seed"]
+    return MAPPINGS[settings["mapping"]](named_key(own, "refine/mapping"), num_classes)
+
+
+def frozen(classifier: Classifier, execution: Execution) -> Classifier:
+    """Returns the classifier as a U-Net is trained in front of it."""
+    kept = classifier.rematerialized() if execution.remat else classifier
+    return kept if execution.precision == "float32" else kept.computing_in(execution.precision)
 
 
 def load(

@@ -189,7 +189,7 @@ def resume(
         for name, value in kept.items():
             if not np.array_equal(tree.pop(name), value):
                 raise WorkdirError(f"{journal.checkpoints}: the {name} there is not the one of this run")
-        state, seconds = TrainState(**tree), meta["seconds"]
+        state, seconds = dataclasses.replace(state, **tree), meta["seconds"]
         logger.info("%s: goes on from step %d of %s", stage, state.step, journal.checkpoints)
     step = int(state.step)
     metrics = MetricsLog(journal.metrics, stage, step)

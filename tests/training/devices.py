@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from refine_jax import mapped, victim
+from refine_jax import adaptive, mapped, victim
 from refine_jax.classifier import Classifier
 from refine_jax.defenses import refine
 from refine_jax.networks import registry
@@ -99,6 +99,16 @@ def problems(dtype):
     state.params["Dense_0"]["bias"] = -np.asarray(logits, dtype).mean(axis=0)
     classifier = Classifier("tiny", state.variables, K, (0.5,) * 3, (0.25,) * 3)
     assert len(np.unique(classifier(images / np.float32(255)).argmax(axis=1))) > 1
+    own = {"updates": "turns", "weight": 0.5}
+    freeze = lambda variables: Classifier("tiny", variables, K, (0.4, 0.5, 0.6), (0.25,) * 3)  # noqa: E731
+    beside = adaptive.AdaptiveState(**vars(start(net, dtype, tx)), unet=start(unet, dtype, tx))
+    made["adaptive"] = (
+        lambda axis: adaptive.train_step(
+            mapped.on_axis(net, axis), tx, noisy, mapped.on_axis(unet, axis), tx, freeze, own, axis
+        ),
+        beside,
+        common | labels | statistics | {"mapping": jnp.asarray([1, 2, 0]), "is_changed": jnp.arange(COUNT) % 3 == 0},
+    )
     made["refine"] = (
         lambda axis: refine.train_step(mapped.on_axis(unet, axis), tx, OBJECTIVE, axis),
         start(unet, dtype, tx),
@@ -173,7 +183,7 @@ def main():
     """Prints a JSON object."""
     with jax.enable_x64(True):
         # Three images cannot be divided.
-        double = compare(np.float64, [("victim", 2, 8), ("victim", 4, 3), ("refine", 4, 8)])
+        double = compare(np.float64, [("victim", 2, 8), ("victim", 4, 3), ("refine", 4, 8), ("adaptive", 4, 8)])
     # REFINE, with the other objective, is compared in float32 by test_processes.py.
     single = compare(np.float32, [("victim", 2, 8)])
     with tempfile.TemporaryDirectory() as folder:
