@@ -88,6 +88,12 @@ def test_the_readme_leads_to_every_page():
     assert linked == {*PAGES} - {"README.md"}
 
 
+@pytest.mark.parametrize("page", ["studies.md", "sweeps.md"])
+def test_every_sweep_of_this_project_is_described(page):
+    files = {f"configs/sweeps/{file.name}" for file in (ROOT / "configs" / "sweeps").glob("*.py")}
+    assert {*re.findall(r"configs/sweeps/\w+\.py", PAGES[page])} == files
+
+
 def test_the_api_page_has_what_the_readme_names():
     targets = re.findall(r"^::: (\S+)$", PAGES["api.md"], flags=re.MULTILINE)
     names = [
