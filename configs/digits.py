@@ -62,4 +62,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.defense.bdmae.epochs = 60
     config.defense.bdmae.batch_size = 64
     config.defense.bdmae.learning_rate = 0.003
+
+    # The copy is trained as the victim is, the U-Nets as REFINE's.
+    for section in (config.defense.refine_substitute, config.defense.refine_zeroth_order):
+        for field in ("width", "epochs", "batch_size", "optimizer", "schedule", "learning_rate", "weight_decay"):
+            section[field] = config.defense[field]
+    for field in ("width", "epochs", "batch_size", "schedule", "learning_rate"):
+        config.defense.refine_substitute.copy[field] = config.victim[field]
+    config.defense.refine_zeroth_order.block = 2
     return config

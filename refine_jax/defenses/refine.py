@@ -264,6 +264,8 @@ def fit(
     num_classes: int,
     journal: loop.Journal | None = None,
     execution: Execution = ONE_DEVICE,
+    *,
+    stage: str = "refine",
 ) -> Fitted:
     """Trains a U-Net for a classifier.
 
@@ -275,6 +277,7 @@ def fit(
         num_classes: K.
         journal: Where to leave checkpoints and metrics.
         execution: On which devices, and how.
+        stage: Name of the training, for people and in metrics.jsonl.
 
     Returns:
         The defended classifier, with the last step's parameters; and what the training took.
@@ -292,7 +295,7 @@ def fit(
     if settings["clean_corruption"] != corruptions.NONE:
         how = (settings["clean_corruption"], settings["clean_severity"])
         images = corruptions.Corrupted(images, *how, named_key(seed, "refine/corruption"))
-    on_device, streamed = stream.place("refine", images, execution.feed, execution.chosen()[0])
+    on_device, streamed = stream.place(stage, images, execution.feed, execution.chosen()[0])
     feed = Feed(
         len(images),
         settings["batch_size"],
@@ -313,7 +316,7 @@ def fit(
     trained = execution.computing(unet.clone(remat=execution.remat))
     step = Step(lambda axis_name: train_step(mapped.on_axis(trained, axis_name), tx, wanted, axis_name), execution)
     kept = {"permutation": data["permutation"]}
-    outcome = loop.fit("refine", step, state, data, feed, schedule, journal, kept)
+    outcome = loop.fit(stage, step, state, data, feed, schedule, journal, kept)
     variables, permutation = outcome.state.variables, data["permutation"]
     defended = Defended(classifier, variables, permutation, unet, wanted, images.shape[1:3])
     return Fitted.of(defended, outcome)

@@ -44,6 +44,7 @@ import numpy as np
 from refine_jax.datasets.images import Split
 from refine_jax.defenses import bit_depth, gaussian_blur, jpeg, refine, shrinkpad
 from refine_jax.defenses.bdmae import defense as bdmae
+from refine_jax.defenses.blackbox import substitute, zeroth_order
 from refine_jax.defenses.bti_dbf import purification, unlearning
 
 DEFENSES: dict[str, ModuleType] = {
@@ -55,6 +56,8 @@ DEFENSES: dict[str, ModuleType] = {
     "bti_dbf_p": purification,
     "bti_dbf_u": unlearning,
     "bdmae": bdmae,
+    "refine_substitute": substitute,
+    "refine_zeroth_order": zeroth_order,
 }
 
 # The field of a defense's settings that says at which strengths it is measured.

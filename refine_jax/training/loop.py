@@ -69,7 +69,7 @@ def fit(
         state: At step 0.
         data: Whatever `step` needs beside its batch.
         feed: Tells which images make up which batch.
-        schedule: Its `epochs` are the length of the training.
+        schedule: Its `total` is the length of the training.
         journal: None: nothing is written, and a training that is stopped is lost.
         kept: Arrays that belong to what is trained and are kept in every checkpoint beside it.
 
@@ -94,11 +94,11 @@ def fit(
 
 def _batches(state, feed, schedule) -> contextlib.closing:
     """The batches from a state on; whatever reads them ahead ends with the training, however that ends."""
-    return contextlib.closing(feed.batches(int(state.step), schedule.epochs * feed.steps_per_epoch))
+    return contextlib.closing(feed.batches(int(state.step), schedule.total))
 
 
 def _run(stage, step, state, data, batches, feed, schedule, stop, writer) -> Outcome:
-    first, total = int(state.step), schedule.epochs * feed.steps_per_epoch
+    first, total = int(state.step), schedule.total
     progress = Progress(stage, schedule.epochs, None if processes.is_first() else io.StringIO())
     state, data = step.place(state), step.place(data)
     processes.wait_for_all(f"{stage} begins")

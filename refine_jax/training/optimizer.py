@@ -38,6 +38,7 @@ class Schedule:
         steps_per_epoch: Batches of an epoch.
         milestones: Fractions of the epochs at which the rate is multiplied by `decay`.
         decay: The factor.
+        steps: With how many the training ends within its last epoch; None: with the epoch.
     """
 
     kind: str
@@ -46,12 +47,17 @@ class Schedule:
     steps_per_epoch: int
     milestones: tuple[float, ...]
     decay: float
+    steps: int | None = None
+
+    @property
+    def total(self) -> int:
+        """Steps of the training."""
+        return self.epochs * self.steps_per_epoch if self.steps is None else self.steps
 
     def __call__(self, step):
         """Returns the rate of step `step`, counted from 0."""
         if self.kind == "one_cycle":
-            total = self.epochs * self.steps_per_epoch
-            return optax.cosine_onecycle_schedule(total, self.learning_rate)(step)
+            return optax.cosine_onecycle_schedule(self.total, self.learning_rate)(step)
         # One exact value an epoch, looked up: a product of factors on the device would round differently.
         rates = jnp.asarray([self.at_epoch(epoch) for epoch in range(self.epochs)])
         return rates[jnp.clip(step // self.steps_per_epoch, 0, self.epochs - 1)]
@@ -65,7 +71,7 @@ class Schedule:
     @functools.cached_property
     def _all_rates(self) -> np.ndarray:
         """The rate of every step, computed at once: one by one, logging them would take as long as a small step."""
-        return np.asarray(jax.vmap(self)(jnp.arange(self.epochs * self.steps_per_epoch)))
+        return np.asarray(jax.vmap(self)(jnp.arange(self.total)))
 
     def at_epoch(self, epoch: int) -> float:
         """Returns the rate of 0-based epoch `epoch` of a 'multistep' schedule.

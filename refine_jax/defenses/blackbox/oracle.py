@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ SHOWN = ("float", "uint8")
 _TOLERANCE = 0.02
 # Longest wait before a function that has failed is tried again, and time between two lines of the log. In seconds.
 _LONGEST_WAIT, _SAY = 60.0, 30.0
+# Images that are hashed at once.
+_HASHED = 1024
 
 
 class RateLimited(Exception):  # noqa: N818 - a state
@@ -119,25 +121,32 @@ class Oracle:
         """How many images may be asked; None: any number."""
         return None if self.budget is None else max(0, self.budget - self.queries)
 
-    def missing(self, images: np.ndarray) -> int:
+    def missing(self, images: Any) -> int:
         """Returns how many queries it takes to have these answered.  [N, H, W, 3]"""
-        return len({digest for digest in map(digest_of, self._prepare(images)) if digest not in self._cache})
+        return len({digest for digest in self._digests(images) if digest not in self._cache})
 
-    def affordable(self, images: np.ndarray) -> int:
-        """Returns how many of these images, from the first on, the budget reaches for.  [N, H, W, 3]"""
-        unknown: set[bytes] = set()
-        for place, digest in enumerate(map(digest_of, self._prepare(images))):
+    def affordable(self, images: Any, keep: int = 0) -> int:
+        """Returns how many of these images, from the first on, the budget reaches for.
+
+        Args:
+            images: As in a call. [N, H, W, 3]
+            keep: Queries that are set aside, if there are so many left.
+        """
+        if self.left is None:
+            return len(images)
+        most, unknown = max(0, self.left - keep), set()
+        for place, digest in enumerate(self._digests(images)):
             if digest not in self._cache:
                 unknown.add(digest)
-            if self.left is not None and len(unknown) > self.left:
+            if len(unknown) > most:
                 return place
         return len(images)
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: Any) -> np.ndarray:
         """Returns what the victim says of images.
 
         Args:
-            images: RGB, uint8, or float in [0, 1]. [N, H, W, 3]
+            images: RGB, uint8, or float in [0, 1]; read a part at a time. [N, H, W, 3]
 
         Returns:
             Probabilities, float32 [N, K]; or labels, int32 [N].
@@ -148,8 +157,7 @@ class Oracle:
             OracleError: See `OracleError`; what was answered before is kept.
             StorageError: The cache cannot be written.
         """
-        prepared = self._prepare(images)
-        digests = [digest_of(image) for image in prepared]
+        digests = [*self._digests(images)]
         unknown = {digest: place for place, digest in enumerate(digests) if digest not in self._cache}
         if self.left is not None and len(unknown) > self.left:
             raise BudgetSpent(
@@ -159,7 +167,7 @@ class Oracle:
         places, said = sorted(unknown.values()), time.monotonic()
         for start in range(0, len(places), self.batch_size):
             chosen = places[start : start + self.batch_size]
-            self._cache.add([digests[place] for place in chosen], self._ask(prepared[chosen]))
+            self._cache.add([digests[place] for place in chosen], self._ask(self._prepare(images[np.asarray(chosen)])))
             if time.monotonic() - said > _SAY:
                 said = time.monotonic()
                 logger.info("victim: %d of %d images are answered", start + len(chosen), len(places))
@@ -186,6 +194,11 @@ class Oracle:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    def _digests(self, images: Any) -> Iterator[bytes]:
+        """What each image is known by, as the function would be shown it."""
+        for start in range(0, len(images), _HASHED):
+            yield from map(digest_of, self._prepare(images[start : start + _HASHED]))
 
     def _prepare(self, images: Any) -> np.ndarray:
         """The images as the function takes them."""
