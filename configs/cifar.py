@@ -39,8 +39,10 @@ def _make_small(config: ml_collections.ConfigDict) -> None:
     config.victim.adaptive.learning_rate = 0.002
     config.victim.adaptive.weight_decay = 0.0
     # What these attacks need for a victim that falls to them: the others are learned in two epochs.
-    settings.vary_by_attack(config, "victim.epochs", {"wanet": 6, "adaptive_patch": 6})
-    settings.vary_by_attack(config, "attack.rate", {"adaptive_patch": 0.03})
+    settings.vary_by_attack(
+        config, "victim.epochs", {"wanet": 6, "physical": 6, "label_consistent": 4, "adaptive_patch": 6}
+    )
+    settings.vary_by_attack(config, "attack.rate", {"label_consistent": 0.8, "adaptive_patch": 0.03})
     settings.vary_by_attack(config, "attack.adaptive_patch.cover_rate", {"adaptive_patch": 0.06})
     config.defense.width = 16
     config.defense.epochs = 5

@@ -69,6 +69,8 @@ def test_the_small_cifar_gives_each_attack_what_it_needs():
 
     assert resolved("badnets") == (2, None, None)
     assert resolved("wanet") == (6, None, None)
+    assert resolved("physical") == (6, None, None)
+    assert resolved("label_consistent") == (4, 0.8, None)
     assert resolved("adaptive_patch") == (6, 0.03, 0.06)
     config.victim.epochs = 3
     assert resolved("wanet")[0] == 3
