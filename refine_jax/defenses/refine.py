@@ -109,6 +109,7 @@ def objective(
     permutation: jax.Array,
     settings: Mapping[str, Any] | Objective | None,
     *,
+    originals: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """The loss of REFINE on a batch of clean images, without labels.
@@ -120,6 +121,7 @@ def objective(
         images: Augmented already; float in [0, 1]. [N, H, W, 3]
         permutation: Output mapping. Integers [K]
         settings: See `Objective.of`.
+        originals: The images whose classes are the pseudo-labels; None: `images`. [N, H, W, 3]
         axis_name: Mapped axis over which the batch is split; the mean over it is the loss of the whole batch. The
             U-Net has to be made with the same.
 
@@ -131,7 +133,7 @@ def objective(
     chex.assert_rank([images, permutation], [4, 1])
     settings = Objective.of(settings)
 
-    pseudo_labels = classifier(images).argmax(axis=-1)  # y = argmax F(x)  [N]
+    pseudo_labels = classifier(images if originals is None else originals).argmax(axis=-1)  # y = argmax F(x)  [N]
     transformed, batch_stats = transform(unet, unet_variables, classifier, images, settings, train=True)
     logits, features = _logits_and_features(classifier, transformed, settings)  # [N, K], [N, ...]
     classification = LOSSES[settings.loss](logits, pseudo_labels, permutation)
@@ -206,9 +208,10 @@ def train_step(unet: UNet, tx: optax.GradientTransformation, settings: Objective
     """
 
     def step(state: TrainState, data: Mapping[str, Any], batch: Mapping[str, jax.Array]):
-        images = augment(batch_images(data, batch), named_key(data["key"], state.step), axis_name=axis_name)
+        originals = batch_images(data, batch)
+        images = augment(originals, named_key(data["key"], state.step), axis_name=axis_name)
         given = (unet, tx, state, data["classifier"], images, data["permutation"], settings)
-        return update(*given, axis_name=axis_name)
+        return update(*given, originals if settings.pseudo_labels == "original" else None, axis_name=axis_name)
 
     return step
 
@@ -221,6 +224,7 @@ def update(
     images: jax.Array,
     permutation: jax.Array,
     settings: Mapping[str, Any] | Objective | None,
+    originals: jax.Array | None = None,
     *,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -233,7 +237,8 @@ def update(
 
     def loss_fn(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
-        return objective(unet, variables, classifier, images, permutation, settings, axis_name=axis_name)
+        given = (unet, variables, classifier, images, permutation, settings)
+        return objective(*given, originals=originals, axis_name=axis_name)
 
     (total, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     sources = jnp.argsort(permutation)[aux["pseudo_labels"]]

@@ -18,6 +18,7 @@ from refine_jax.training import optimizer
 LOSSES = {"cross_entropy": mapped_cross_entropy, "binary_cross_entropy": mapped_binary_cross_entropy}
 UNET_INPUTS = ("unit", "normalized")
 CONTRASTIVE_FEATURES = ("pixels", "features", "logits")
+PSEUDO_LABELS = ("augmented", "original")
 
 PRESETS = {
     # What the paper states.
@@ -40,6 +41,7 @@ DEFAULTS = {
     "unet_input": None,
     "sup_weight": 0.1,
     "contrastive_features": "pixels",
+    "pseudo_labels": "augmented",
     "mapping": "derangement",
     "mapping_seed": None,
     "width": 64,
@@ -57,6 +59,7 @@ DEFAULTS = {
 # Fields that came later, and what was so before there were any: an outcome of that time is one of these values.
 LATER = {
     "contrastive_features": "pixels",
+    "pseudo_labels": "augmented",
     "mapping": "derangement",
     "mapping_seed": None,
     "clean_classes": None,
@@ -79,6 +82,8 @@ class Objective:
         sup_weight: Weight of the contrastive loss; 0 leaves it out.
         contrastive_features: What the contrastive loss compares, scaled to unit length: 'pixels' of T(x); 'features',
             the mean over the classifier's last feature map of T(x), or its class token; its 'logits' of T(x).
+        pseudo_labels: Which image the classifier is asked about for its pseudo-label: the 'augmented' one that T is
+            shown, or the 'original', before it was augmented.
     """
 
     loss: str
@@ -87,6 +92,7 @@ class Objective:
     unet_input: str
     sup_weight: float
     contrastive_features: str = "pixels"
+    pseudo_labels: str = "augmented"
 
     @classmethod
     def of(cls, settings: "Mapping[str, Any] | Objective | None") -> "Objective":
@@ -101,13 +107,14 @@ class Objective:
             return settings
         given = _given(settings)
         preset = PRESETS[choose("defense.preset", given.get("preset", DEFAULTS["preset"]), PRESETS)]
-        own = {name: DEFAULTS[name] for name in ("sup_weight", "contrastive_features")}
+        own = {name: DEFAULTS[name] for name in ("sup_weight", "contrastive_features", "pseudo_labels")}
         values: dict[str, Any] = {**own, **preset}
         values |= {name: given[name] for name in values if name in given}
         values["base_temperature"] = values["base_temperature"] or None
         choose("defense.loss", values["loss"], LOSSES)
         choose("defense.unet_input", values["unet_input"], UNET_INPUTS)
         choose("defense.contrastive_features", values["contrastive_features"], CONTRASTIVE_FEATURES)
+        choose("defense.pseudo_labels", values["pseudo_labels"], PSEUDO_LABELS)
         return cls(**values)
 
 

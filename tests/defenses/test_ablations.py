@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 import runpy
+import types
 
 import chex
 import flax.linen as nn
@@ -16,7 +17,7 @@ from refine_jax import settings
 from refine_jax.classifier import Classifier
 from refine_jax.datasets import corruptions
 from refine_jax.datasets.images import Dataset, Split
-from refine_jax.defenses import mapping, refine, registry
+from refine_jax.defenses import mapping, refine, refine_settings, registry
 from refine_jax.defenses.defend import defend
 from refine_jax.errors import SettingError
 from refine_jax.keys import named_key
@@ -123,6 +124,29 @@ def test_the_contrastive_loss_compares_what_it_is_told_to(build, images, unet_in
     assert len({round(float(found[name][0]), 4) for name in expected}) == 3
 
 
+@pytest.mark.parametrize("asked", refine_settings.PSEUDO_LABELS)
+def test_pseudo_labels_are_of_the_image_that_is_asked_for(build, images, asked, monkeypatch):
+    classifier, unet, permutation = build(Whole), Tint(), jnp.array([1, 2, 3, 0])
+    variables = jax.jit(unet.init)(jax.random.key(1), images / np.float32(255))
+    monkeypatch.setattr(refine, "augment", lambda images, key, axis_name: 1 - images)
+    monkeypatch.setattr(refine, "update", lambda *given, axis_name: given)
+    step = refine.train_step(unet, None, refine.Objective.of({"pseudo_labels": asked}))
+    data = {
+        "images": jnp.asarray(images),
+        "classifier": classifier,
+        "permutation": permutation,
+        "key": jax.random.key(0),
+    }
+    _, _, _, _, shown, _, settings, originals = step(
+        types.SimpleNamespace(step=0), data, {"indices": jnp.arange(len(images))}
+    )
+    np.testing.assert_allclose(shown, 1 - images / np.float32(255), atol=1e-6)
+    _, aux = refine.objective(unet, variables, classifier, shown, permutation, settings, originals=originals)
+    plain, inverted = (np.asarray(classifier(x).argmax(axis=-1)) for x in (1 - shown, shown))
+    assert plain.tolist() != inverted.tolist()
+    assert aux["pseudo_labels"].tolist() == (inverted if asked == "augmented" else plain).tolist()
+
+
 def test_features_have_to_be_there(build, images):
     wanted = {**SMALL, "contrastive_features": "features"}
     message = r"defense\.contrastive_features = 'features': allowed: pixels or logits with a classifier that does not"
@@ -178,6 +202,7 @@ def test_a_mapping_is_drawn_from_a_seed_of_its_own_and_changes_nothing_else(buil
         ({"clean_corruption": "fog"}, r"defense\.clean_corruption = 'fog': .*none, gaussian_noise, shot_noise"),
         ({"clean_severity": 0}, r"defense\.clean_severity = 0: allowed: 1 to 5"),
         ({"clean_classes": (1,)}, r"defense\.clean_classes = \(1,\): allowed: nothing, as the labels .* not known"),
+        ({"pseudo_labels": "x"}, r"defense\.pseudo_labels = 'x': .*augmented, original"),
         ({"contrastive_features": "x"}, r"defense\.contrastive_features = 'x': .*pixels, features, logits"),
     ],
 )
