@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from refine_jax import attacks, datasets, ending, environment, evaluation, export, victim
+from refine_jax import attacks, datasets, ending, environment, evaluation, export, transport, victim
 from refine_jax.attacks import kept
 from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
@@ -63,10 +63,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if given.images:
         _write_images(given.images, images, labels, triggered, triggered_labels, target)
 
-    def measure(predict: Predict, permutation: np.ndarray | None = None) -> dict[str, Any]:
-        return evaluation.measure(predict, images, labels, triggered, target, permutation, triggered_labels)
+    def measure(predict: Predict, permutation: np.ndarray | None = None, *, logits: bool = False) -> dict[str, Any]:
+        asked = None if labels is None else images
+        answers = evaluation.answer(predict, asked, triggered, transport.SAMPLE)
+        classes = labels if triggered_labels is None else triggered_labels
+        figures = evaluation.count(answers, labels, target, permutation, classes)
+        figures["w1"], figures["w1_images"] = evaluation.output_distance(answers, logits=logits)
+        return figures
 
-    no_defense = measure(evaluation.compiled(alone))
+    no_defense = measure(evaluation.compiled(alone), logits=True)
     results: dict[str, Any] = {
         "schema": SCHEMA,
         "measured": str(described),

@@ -83,7 +83,7 @@ SETTINGS = {
     "--config.seed=1099511627776": "seed = 1099511627776: allowed: 0 to 4294967295",
     "--config.victim.epoch=3": r"victim.epoch = '3': allowed: .*\(did you mean 'victim.epochs'\?\)",
     "--config.victm.epochs=3": r"victm.epochs = '3': allowed: .*\(did you mean 'victim.epochs'\?\)",
-    "--config.victim=3": "victim = '3': allowed: no other fields than victim.batch_size, .*",
+    "--config.victim=3": "victim = '3': allowed: no other fields than victim.adaptive.depth, .*",
     "--stages=foo": "stages = 'foo': allowed: victim, .*",
     "--stages=": "stages = '': allowed: some of victim, .*",
     "--stages=victim,,evaluate": "stages = '': allowed: victim, .*",

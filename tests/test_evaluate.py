@@ -81,7 +81,8 @@ def test_folders_of_pictures(done, folder, tiny, tmp_path):
     write(tmp_path / "flat", test.images, ["."] * len(test))
     export = f"--export={folder / 'export'}"
     results = measure(export, f"--data={tmp_path / 'clean'}", f"--triggered={tmp_path / 'triggered'}", "--target=0")
-    assert results["no_defense"] == figures(done)
+    # Pictures come in another order, and so does what is summed up for W1.
+    assert results["no_defense"] == figures(done) | {"w1": pytest.approx(figures(done)["w1"])}
     assert results["defenses"]["refine"]["counts"] == done["defenses"]["refine"]["counts"]
     results = measure(export, f"--data={tmp_path / 'flat'}", f"--triggered={tmp_path / 'triggered'}", "--target=0")
     assert results["defenses"]["refine"]["ba"] is None
