@@ -28,7 +28,7 @@ from flax import traverse_util
 from jax import export as jax_export
 
 from refine_jax import artifacts, environment
-from refine_jax.attacks.batches import map_batches
+from refine_jax.batches import map_batches
 from refine_jax.classifier import Classifier
 from refine_jax.defenses.refine import Defended, Objective
 from refine_jax.errors import DataError, SettingError

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refine_jax import artifacts, export, function_classifier
-from refine_jax.attacks import batches
+from refine_jax import artifacts, batches, export, function_classifier
 from refine_jax.errors import DataError, SettingError, WorkdirError
 from refine_jax.interop import torch_file, torch_weights
 from tests.small_defense import SIDE, K, expected, make, picture, registered

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from refine_jax.attacks import warp
-from refine_jax.attacks.batches import map_batches
 from refine_jax.attacks.options import check_number
 from refine_jax.attacks.trigger import Attack, Definition
+from refine_jax.batches import map_batches
 
 
 def draw(image_size: tuple[int, int], options: Mapping[str, Any], field: str, key: jax.Array) -> dict[str, np.ndarray]:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from refine_jax.attacks import poisoning, warp
-from refine_jax.attacks.batches import map_batches
 from refine_jax.attacks.options import check_integer, check_number
 from refine_jax.attacks.trigger import Attack, Definition
+from refine_jax.batches import map_batches
 from refine_jax.errors import SettingError
 
 # Noise samples for each poisoned one.

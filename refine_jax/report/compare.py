@@ -65,7 +65,7 @@ def read(directories: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
             "run": names[directory],
             "dataset": settings["dataset"]["name"],
             "network": settings["victim"]["name"],
-            "attack": results["attack"]["name"],
+            "attack": _attack(results),
             "target": results["attack"].get("target"),
             "seed": settings["seed"],
         }
@@ -73,6 +73,12 @@ def read(directories: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
             row = {**known, "defense": defense, "figures": figures, "folder": directory}
             rows.append({**row, "warnings": results.get("warnings", [])})
     return rows
+
+
+def _attack(results: Mapping[str, Any]) -> str:
+    """What an attack is called beside others: also what its attacker knows of the defense, if anything."""
+    knowledge = results["settings"]["victim"].get("adaptive", {}).get("knowledge")
+    return results["attack"]["name"] + (f", adaptive ({knowledge})" if knowledge else "")
 
 
 def _read_results(path: pathlib.Path) -> dict[str, Any]:

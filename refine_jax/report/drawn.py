@@ -60,14 +60,14 @@ def _all(material: Material) -> Iterator[tuple[str, str, str, str, Any]]:
     for stage, curves in material.curves.items():
         if "loss" in curves:
             alt = f"Curves over {curves['step'][-1]:.0f} steps: {_course(curves)}"
-            yield f"curves_{stage}", "curves", f"The training of {stage}", alt, figures.draw_curves(curves)
+            yield f"curves_{_file(stage)}", "curves", f"The training of {stage}", alt, figures.draw_curves(curves)
     confusions = {each.name: each.confusion for each in material.classifiers if each.confusion is not None}
     if confusions:
         accuracies = {name: counts.class_accuracies(confused) for name, confused in confusions.items()}
         alt = "Dots with intervals, a row for each class; the table below has the same numbers"
         yield "classes", "classes", "", alt, figures.draw_classes(accuracies, names)
     for each in material.classifiers:
-        file = re.sub(r"\W+", "_", each.name)
+        file = _file(each.name)
         if each.confusion is not None:
             title = f"Confusion on clean images, {each.name}"
             errors = counts.largest_confusions(each.confusion, 1)
@@ -81,6 +81,11 @@ def _all(material: Material) -> Iterator[tuple[str, str, str, str, Any]]:
             alt = "Benign images as dots in groups by class, triggered ones as crosses"
             drawn = figures.draw_features(each.projection, material.benign_places, names)
             yield f"features_{file}", "features", title, alt, drawn
+
+
+def _file(name: str) -> str:
+    """A name as it can stand in that of a file and in an id of the page."""
+    return re.sub(r"\W+", "_", name)
 
 
 def _strengths(material: Material, field: str, entries: Any, found: Any) -> tuple[str, Any]:

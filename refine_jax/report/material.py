@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from refine_jax.attacks.batches import map_batches
+from refine_jax.batches import map_batches
 from refine_jax.evaluation import Answers
 from refine_jax.report import counts, gallery, projection
 from refine_jax.report.projection import Projection

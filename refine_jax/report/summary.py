@@ -37,6 +37,7 @@ def attack(results: Mapping[str, Any], class_names: Sequence[str]) -> list[tuple
         ("data set", settings["dataset"]["name"]),
         ("classifier", _victim(results)),
         ("attack", known["name"]),
+        ("attacker knows REFINE, its output mapping", settings["victim"].get("adaptive", {}).get("knowledge")),
         ("target class", None if target is None else numbered(target, class_names)),
         ("poisoned training images", known.get("poisoned_images")),
         ("images changed under their own label", known.get("cover_images") or None),

@@ -23,6 +23,8 @@ def runs(tmp_path):
         found["settings"] = {**found["settings"], "seed": number}
         found["attack"]["name"] = ("badnets", "wanet", "<i>")[number]
         found["warnings"] = []
+        if name == "alone":
+            found["settings"]["victim"] = {**found["settings"]["victim"], "adaptive": {"knowledge": "known"}}
         write_record(folder / "results.json", found)
     (tmp_path / "sweep" / "a" / "report").mkdir()
     (tmp_path / "sweep" / "a" / "report" / "index.html").touch()
@@ -35,7 +37,7 @@ def test_every_classifier_of_every_run_has_a_row_in_page_and_tables(runs):
     rows = [attributes for attributes in read.all("tr") if "data-run" in attributes]
     assert [(row["data-run"], row["data-attack"], row["data-defense"]) for row in rows] == [
         (run, attack, defense)
-        for run, attack in (("sweep/a", "badnets"), ("sweep/b", "wanet"), ("alone", "<i>"))
+        for run, attack in (("sweep/a", "badnets"), ("sweep/b", "wanet"), ("alone", "<i>, adaptive (known)"))
         for defense in ("no defense", "refine")
     ]
     assert {link["href"] for link in read.all("a")} == {"#main", "../sweep/a/report/index.html"}

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.patches import PathPatch
 from PIL import Image
 
-from refine_jax.report import counts, drawn, figures, gallery, page, strengths
+from refine_jax.report import counts, drawn, figures, gallery, page, strengths, summary
 from tests.report import material as made
 
 VOID = {"meta", "link", "img", "br"}
@@ -149,6 +149,18 @@ def test_strengths_stand_in_a_section_of_their_own_and_beside_the_page(tmp_path)
     text = " ".join(read.texts)
     assert "shrinkpad: target class 1 (dog & <b>)" in text
     assert "shrinkpad: target share 0.3333" in text
+
+
+def test_what_an_attacker_knows_of_the_defense_is_said(tmp_path):
+    full = made.make()
+    adaptive = {**made.SETTINGS["victim"], "adaptive": {"knowledge": "guessed"}}
+    results = {**full.results, "settings": {**made.SETTINGS, "victim": adaptive}}
+    curves = {"refine_substitute copy": full.curves["victim"]}
+    bare = dataclasses.replace(full, results=results, curves=curves, classifiers=[], examples=[])
+    facts = dict(summary.attack(results, made.NAMES))
+    assert facts["attacker knows REFINE, its output mapping"] == "guessed"
+    # Names of stages are those of figures, too.
+    assert [*drawn.draw(bare, tmp_path)] == ["curves_refine_substitute_copy"]
 
 
 def test_strengths_are_drawn_as_they_were_measured():

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from refine_jax.batches import map_batches
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.images import Split
 from refine_jax.defenses import refine
@@ -20,6 +21,9 @@ from refine_jax.networks.unet import UNet
 from refine_jax.training.checkpoints import read
 from refine_jax.training.journal import Journal
 from refine_jax.training.parallel import ONE_DEVICE, Execution
+
+# Of images that a classifier of this project answers at once.
+BATCH_SIZE = 250
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,19 +66,14 @@ def classes(answers: np.ndarray) -> np.ndarray:
 
 # Weights are arguments, so that defenses that differ in them share a program.
 @jax.jit
-def _transformed(behind: "Behind", images: jax.Array) -> jax.Array:
-    return behind.transform(images)
+def _transformed(images: jax.Array, behind: "Behind") -> jax.Array:
+    scale = 255 if images.dtype == jnp.uint8 else 1
+    return behind.transform(images.astype(jnp.float32) / scale)
 
 
 def apply(behind: Any, images: np.ndarray, batch_size: int) -> np.ndarray:
     """Returns T(x) of images of any number, in batches of one size.  uint8 or float [N, H, W, 3] -> float32"""
-    parts = [np.empty((0, *images.shape[1:]), np.float32)]
-    for start in range(0, len(images), batch_size):
-        batch = np.asarray(images[start : start + batch_size])
-        batch = batch / np.float32(255) if batch.dtype == np.uint8 else batch.astype(np.float32)
-        padded = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
-        parts.append(np.asarray(_transformed(behind, padded))[: len(batch)])
-    return np.concatenate(parts)
+    return map_batches(_transformed, images, (behind,), size=batch_size)
 
 
 def agreement_behind(
@@ -148,17 +147,12 @@ def answered(classifier: Any, images: jax.Array, answers: str) -> jax.Array:
     return jax.nn.softmax(logits) if answers == "probabilities" else logits.argmax(axis=-1)
 
 
-_answered = jax.jit(answered, static_argnums=2)
+_answered = jax.jit(lambda images, classifier, answers: answered(classifier, images, answers), static_argnums=2)
 
 
-def as_function(classifier: Classifier, answers: str, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a classifier as a function that only answers; batches are filled up, so that it is compiled once."""
-
-    def function(images: np.ndarray) -> np.ndarray:
-        padded = np.pad(images, ((0, batch_size - len(images)), (0, 0), (0, 0), (0, 0)))
-        return np.asarray(_answered(classifier, jnp.asarray(padded), answers))[: len(images)]
-
-    return function
+def as_function(classifier: Classifier, answers: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a classifier as a function that only answers."""
+    return lambda images: map_batches(_answered, images, (classifier, answers), size=BATCH_SIZE)
 
 
 def fitting(learn: Learn) -> Callable[..., Fitted]:
@@ -174,13 +168,13 @@ def fitting(learn: Learn) -> Callable[..., Fitted]:
         execution: Execution = ONE_DEVICE,
     ) -> Fitted:
         """Learns from the classifier's answers; arguments as in `registry`."""
-        answers, batch_size = settings.get("answers", "probabilities"), 250
+        answers = settings.get("answers", "probabilities")
         with Oracle(
-            as_function(classifier, answers, batch_size),
+            as_function(classifier, answers),
             num_classes,
             clean.images.shape[1:3],
             answers=answers,
-            batch_size=batch_size,
+            batch_size=BATCH_SIZE,
             budget=settings["budget"],
             retries=0,
             cache=None if journal is None else journal.checkpoints / "answers",

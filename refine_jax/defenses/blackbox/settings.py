@@ -87,8 +87,15 @@ def check(prefix: str, settings: Mapping[str, Any], num_images: int, image_size:
     chosen = round(settings["data_fraction"] * num_images)
     if "copy" in settings:
         _check_copy(f"{prefix}.copy", settings["copy"], chosen)
+        least, of = settings["copy"]["batch_size"], "a batch of the copy's training"
     else:
         _check_estimates(prefix, settings, image_size)
+        least, of = 1 + 2 * settings["directions"] * settings["batch_size"], "a step"
+    # What it takes in all depends on how many images are alike, and is counted by whoever asks.
+    least += settings["checked"]
+    if settings.get("budget") is not None and settings["budget"] < least:
+        allowed = f"{least} or more: {settings['checked']} to check the outcome, and {of}"
+        raise SettingError(f"{prefix}.budget", settings["budget"], allowed)
 
 
 def _check_copy(prefix: str, copy: Mapping[str, Any], num_images: int) -> None:

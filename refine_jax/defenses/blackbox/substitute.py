@@ -22,6 +22,7 @@ import numpy as np
 import optax
 
 from refine_jax import mapped, networks
+from refine_jax.batches import map_batches
 from refine_jax.classifier import Classifier
 from refine_jax.datasets import stream
 from refine_jax.datasets.feed import Feed, batch_images
@@ -29,6 +30,7 @@ from refine_jax.datasets.images import Split
 from refine_jax.defenses import refine
 from refine_jax.defenses.blackbox import settings as own_settings
 from refine_jax.defenses.blackbox.learned import (
+    BATCH_SIZE,
     Learned,
     agreement_behind,
     check_key,
@@ -234,17 +236,12 @@ def statistics(images: Any) -> tuple[tuple[float, float, float], tuple[float, fl
     return tuple(mean.tolist()), tuple(std.tolist())  # type: ignore[return-value]
 
 
-_answer = jax.jit(lambda classifier, images: classifier(images).argmax(axis=-1))
+_answer = jax.jit(lambda images, classifier: classifier(images.astype(jnp.float32) / 255).argmax(axis=-1))
 
 
-def classes_of(classifier: Classifier, images: Any, batch_size: int = 250) -> np.ndarray:
+def classes_of(classifier: Classifier, images: Any) -> np.ndarray:
     """Returns the class that a classifier gives to each image.  uint8 [N, H, W, 3] -> int [N]"""
-    answers = []
-    for start in range(0, len(images), batch_size):
-        batch = np.asarray(images[start : start + batch_size])
-        padded = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
-        answers.append(np.asarray(_answer(classifier, padded / np.float32(255)))[: len(batch)])
-    return np.concatenate(answers)
+    return map_batches(_answer, images, (classifier,), size=BATCH_SIZE)
 
 
 def _share(hits: np.ndarray) -> float | None:

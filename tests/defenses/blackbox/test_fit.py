@@ -177,12 +177,18 @@ def test_a_configuration_has_their_settings():
     config = whole_settings.default()
     config.defense.names = ("refine_substitute", "refine_zeroth_order")
     config.defense.refine_substitute.copy.width = 8
-    config.defense.refine_zeroth_order.budget = 1000
+    config.defense.refine_zeroth_order.budget = 10_000
     section = whole_settings.complete(config)["defense"]
     assert section["refine_substitute"]["copy"]["width"] == 8
-    assert (section["refine_substitute"]["budget"], section["refine_zeroth_order"]["budget"]) == (None, 1000)
+    assert (section["refine_substitute"]["budget"], section["refine_zeroth_order"]["budget"]) == (None, 10_000)
     for name, module in (("refine_substitute", substitute), ("refine_zeroth_order", zeroth_order)):
         module.check(f"defense.{name}", section[name], 50_000, (32, 32))
+    # As far as it can be said without the images: before a victim is trained.
+    for name, module, least in (("refine_substitute", substitute, 328), ("refine_zeroth_order", zeroth_order, 5321)):
+        assert least == 200 + (128 if name == "refine_substitute" else 1 + 2 * 10 * 256)
+        module.check(f"defense.{name}", {**section[name], "budget": least}, 50_000, (32, 32))
+        with pytest.raises(SettingError, match=rf"defense\.{name}\.budget = {least - 1}: allowed: {least} or more"):
+            module.check(f"defense.{name}", {**section[name], "budget": least - 1}, 50_000, (32, 32))
     with pytest.raises(SettingError, match=r"defense\.refine_substitute\.answers = 'logits'"):
         substitute.check(
             "defense.refine_substitute", {**section["refine_substitute"], "answers": "logits"}, 999, (32, 32)

@@ -15,22 +15,26 @@ def map_batches(
     images: np.ndarray,
     shared: tuple[Any, ...] = (),
     per_image: np.ndarray | None = None,
+    size: int | None = None,
 ) -> np.ndarray:
     """Applies a jitted function to images, batch by batch.
 
-    Batches are padded to powers of two, so that whatever numbers of images come, few shapes are compiled.
+    Batches are padded to powers of two, or to the size that is given, so that whatever numbers of images come, few
+    shapes are compiled.
 
     Args:
         function: (images [B, H, W, C], *shared) -> [B, ...], or with `per_image` [B] as the second argument.
         images: [N, H, W, C]
         shared: Arguments that are the same for all images.
         per_image: Something about each image. [N]
+        size: Images of a batch; None: as many as there are, up to a number that is good for work on pixels.
 
     Returns:
         [N, ...]
     """
-    largest = max(1, _PIXELS // (images.shape[1] * images.shape[2]))
-    size = min(1 << (len(images) - 1).bit_length() if len(images) else 1, 1 << (largest.bit_length() - 1))
+    if size is None:
+        largest = max(1, _PIXELS // (images.shape[1] * images.shape[2]))
+        size = min(1 << (len(images) - 1).bit_length() if len(images) else 1, 1 << (largest.bit_length() - 1))
     outputs = []
     for start in range(0, max(len(images), 1), size):
         batched = [images[start : start + size]]
