@@ -21,6 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.victim.schedule = "one_cycle"
     config.victim.learning_rate = 0.1
     # The attacker's U-Net, where there is one, is trained as the defender's.
+    # With 1.0 the backdoor itself is not learned in so few steps (docs/studies.md).
+    config.victim.adaptive.weight = 0.1
     config.victim.adaptive.width = 16
     config.victim.adaptive.optimizer = "adam"
     config.victim.adaptive.learning_rate = 0.003
