@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     add("--config", required=True, help="a file of configs/sweeps/, also NAME.py:VARIANT; --config.FIELD=VALUE")
     add("--workdir", required=True, type=pathlib.Path, help="where the runs, and the table of all, are left")
     add("--list", action="store_true", help="say what the runs are and how far they have come; run nothing")
+    add("--table", action="store_true", help="write the table of what is done, and say what is not; run nothing")
     add("--retry", action="store_true", help="try again what has failed")
     add("--overwrite", action="store_true", help="delete what other settings have left in a run's directory")
     add("--run", metavar="NAME", help="do this one alone, of those that --list names, and its victim before it")
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given, rest = parser().parse_known_args(arguments)
     if given.processes is not None and given.processes < 1:
         raise SettingError("--processes", given.processes, "1 or more")
-    if given.list or given.processes or given.cluster:
+    if given.list or given.table or given.processes or given.cluster:
         jax.config.update("jax_platforms", "cpu")  # a device that is opened here is not there for the runs
     sweep = read_sweep(given.config)
     apply(sweep.base, dict(map(command_line.read_field, rest)))
@@ -70,6 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.list:
         print(describe(plan))
         return 0
+    if given.table:
+        if not given.workdir.is_dir():
+            raise SettingError("--workdir", given.workdir, "a directory with runs of this sweep")
+        return _tell(plan, write_tables(plan, given.workdir))
     keep_compiled(cache.directory() / "compiled")
     if given.run:
         return _do_one(plan, given.run, overwrite=given.overwrite)
@@ -96,14 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ) from stopped
     finally:
         rows = write_tables(plan, given.workdir)
-    print(table.markdown(rows))
-    failed = [task for task in plan.tasks if state.state_of(task).kind == "failed"]
-    unfinished = [run for run in plan.runs if not state.is_done(run)]
-    if failed or unfinished:
-        print(describe(plan), file=sys.stderr)
-        print(f"error: {len(unfinished)} of {len(plan.runs)} runs are not done; --retry tries again", file=sys.stderr)
-        return ending.STATUS_ERROR
-    return 0
+    return _tell(plan, rows)
 
 
 def read_sweep(value: str) -> Sweep:
@@ -132,7 +130,10 @@ def read_sweep(value: str) -> Sweep:
 def describe(plan: Plan) -> str:
     """Returns the tasks of a sweep and how far they have come, a line each."""
     lines, kinds = [], []
+    unneeded = state.unneeded(plan.tasks)
     for task in plan.tasks:
+        if task in unneeded:
+            continue
         found = state.state_of(task)
         kinds.append(found.kind)
         reason = found.error.strip().splitlines()[-1:] if found.error else []
@@ -150,9 +151,24 @@ def write_tables(plan: Plan, folder: pathlib.Path) -> list[dict]:
     return rows
 
 
+def _tell(plan: Plan, rows: list[dict]) -> int:
+    """Prints the table, and says what is not done; returns the exit status."""
+    print(table.markdown(rows))
+    failed = [task for task in plan.tasks if state.state_of(task).kind == "failed"]
+    unfinished = [run for run in plan.runs if not state.is_done(run)]
+    if failed or unfinished:
+        print(describe(plan), file=sys.stderr)
+        tail = "--retry tries again" if failed else "the same command without --table goes on"
+        print(f"error: {len(unfinished)} of {len(plan.runs)} runs are not done; {tail}", file=sys.stderr)
+        return ending.STATUS_ERROR
+    return 0
+
+
 def _do_one(plan: Plan, name: str, *, overwrite: bool) -> int:
     """Does one task, and before it its victim; returns the exit status."""
     task = find(plan, name)
+    if state.is_done(task):
+        return 0
     for each in (task.victim, task):
         if each is not None and not state.is_done(each):
             status = state.attempt(each, overwrite=overwrite)

@@ -59,7 +59,9 @@ def go_through(tasks: Iterable[Task], start: Callable[[Task], Job], limit: int |
         Interrupted: One of them was stopped; the others were stopped then too.
         StorageError: One of them could not write; likewise.
     """
-    waiting = [task for task in tasks if state.state_of(task).kind in ("waiting", "begun")]
+    tasks = list(tasks)
+    unneeded = state.unneeded(tasks)
+    waiting = [task for task in tasks if task not in unneeded and state.state_of(task).kind in ("waiting", "begun")]
     total, number, running = len(waiting), 0, dict[Task, Job]()
     try:
         while waiting or running:

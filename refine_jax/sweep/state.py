@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from refine_jax import ending, fields, pipeline
@@ -58,6 +58,18 @@ def is_done(task: Task) -> bool:
         return bool(stage and stage["outcome"]) and _same(task, _read_settings(work), ("defense.",))
     results = read_results(task)
     return results is not None and _same(task, results["settings"])
+
+
+def unneeded(tasks: Iterable[Task]) -> set[Task]:
+    """Returns victims that are not there, and that no run waits for.
+
+    Of a run that is done results.json is enough: it may have come from another machine, without its victim.
+    """
+    waited_for, gone = set(), set()
+    for task in tasks:
+        if not is_done(task):
+            (waited_for if task.is_run else gone).add(task.victim if task.is_run else task)
+    return gone - waited_for
 
 
 def read_results(task: Task) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """python -m refine_jax.sweep: its flags, what it prints and leaves, and one small sweep for real."""
 
 import json
+import shutil
 
 import pytest
 
@@ -76,6 +77,29 @@ def test_one_run_of_a_sweep_is_done_alone_with_its_victim(command, monkeypatch):
     assert sweep.main([*command, "--run=runs/defense.sup_weight=0.1,seed=1"]) == 1
     with pytest.raises(SettingError, match=r"--run = 'runs/x': allowed: victims/seed=0, "):
         sweep.main([*command, "--run=runs/x"])
+
+
+def test_results_from_elsewhere_are_a_table_and_nothing_is_done_again(command, out, monkeypatch, capsys):
+    with pytest.raises(SettingError, match=r"--workdir = .*out.*: allowed: a directory with runs of this sweep"):
+        sweep.main([*command, "--table"])
+    name, other = (f"runs/defense.sup_weight={weight},seed=0" for weight in (0.1, 0.0))
+    monkeypatch.setattr(pipeline, "run", Runs())
+    assert sweep.main([*command, f"--run={name}"]) == 0
+    shutil.rmtree(out / "victims")
+    (out / name / "settings.json").unlink()
+
+    idle = Runs()
+    monkeypatch.setattr(pipeline, "run", idle)
+    assert sweep.main([*command, f"--run={name}"]) == 0
+    capsys.readouterr()
+    assert sweep.main([*command, "--table"]) == 2
+    said = capsys.readouterr()
+    assert "| 0.1 | refine | 1 of 2 | 90.00 | 100.00 | 80.00 |" in said.out
+    assert "| 0.0 | - | 0 of 2 |" in said.out
+    assert f"waiting {other}" in said.err
+    assert said.err.rstrip().endswith("3 of 4 runs are not done; the same command without --table goes on")
+    assert (out / "table.md").exists()
+    assert idle.done == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What is done in which order, what is not done again, and what a stop or a failure leaves."""
 
+import shutil
+
 import pytest
 
 from refine_jax import ending
@@ -62,6 +64,18 @@ def test_without_its_victim_a_run_is_left_out(twelve):
     go(twelve, runs)
     assert len(runs.done) == 1 + 6
     assert kinds(twelve) == {"done": 7, "failed": 1, "waiting": 6}
+
+
+def test_a_victim_that_is_gone_is_trained_again_only_where_a_run_wants_it(twelve):
+    go(twelve, Runs())
+    for victim in twelve.victims:
+        shutil.rmtree(victim.workdir)
+    (twelve.runs[1].workdir / "results.json").unlink()
+    assert twelve.runs[1].victim is twelve.victims[1]
+    assert state.unneeded(twelve.tasks) == {twelve.victims[0]}
+    again = Runs()
+    go(twelve, again)
+    assert again.done == [twelve.victims[1].name, twelve.runs[1].name]
 
 
 def test_a_full_disk_ends_the_sweep(twelve):
