@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from refine_jax.defenses import pseudo_labels
+
 # An attack that succeeds less often is none that a defense could be praised for.
 SMALLEST_ASR = 0.8
 # Of all answers, the share of one class from which on there is no telling the others.
@@ -37,6 +39,8 @@ def find(
             found.append(f"{name} has collapsed: {_percent(share)} of the clean images are answered with class {best}")
         elif _is_chance(figures, chance):
             found.append(f"{name} has learned nothing: {_about_chance(figures, chance)}")
+        if pseudo_labels.is_too_much(figures.get("findings", {})):
+            found.append(f"{name}: {pseudo_labels.warning(figures['findings'])}")
     return found
 
 

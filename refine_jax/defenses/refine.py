@@ -16,6 +16,7 @@ References:
 """
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,7 @@ from refine_jax.datasets import corruptions, stream
 from refine_jax.datasets.augment import random_flip, random_grayscale, random_resized_crop
 from refine_jax.datasets.feed import Feed, batch_images
 from refine_jax.datasets.images import Split
+from refine_jax.defenses import pseudo_labels
 from refine_jax.defenses.contract import Fitted, Needs
 from refine_jax.defenses.mapping import MAPPINGS, remap
 from refine_jax.defenses.refine_objective import objective as objective
@@ -50,6 +52,8 @@ from refine_jax.training import loop, optimizer
 from refine_jax.training.checkpoints import read
 from refine_jax.training.parallel import ONE_DEVICE, Execution, Step
 from refine_jax.training.state import TrainState, create_train_state
+
+logger = logging.getLogger(__name__)
 
 NEEDS = Needs(gradients=True, labels=False, clean_images=True)
 
@@ -182,7 +186,8 @@ def fit(
         stage: Name of the training, for people and in metrics.jsonl.
 
     Returns:
-        The defended classifier, with the last step's parameters; and what the training took.
+        The defended classifier, with the last step's parameters; and what the training took. findings: what
+        `pseudo_labels.drawn_by_augmentation` has found, where that makes the pseudo-labels doubtful.
 
     Raises:
         SettingError: The contrastive loss is to compare features, and the classifier's cannot be seen.
@@ -197,6 +202,7 @@ def fit(
     if settings["clean_corruption"] != corruptions.NONE:
         how = (settings["clean_corruption"], settings["clean_severity"])
         images = corruptions.Corrupted(images, *how, named_key(seed, "refine/corruption"))
+    findings = _doubtful_labels(classifier, images, wanted, named_key(seed, "refine/labels"))
     on_device, streamed = stream.place(stage, images, execution.feed, execution.chosen()[0])
     feed = Feed(
         len(images),
@@ -221,7 +227,18 @@ def fit(
     outcome = loop.fit(stage, step, state, data, feed, schedule, journal, kept)
     variables, permutation = outcome.state.variables, data["permutation"]
     defended = Defended(classifier, variables, permutation, unet, wanted, images.shape[1:3])
-    return Fitted.of(defended, outcome)
+    return dataclasses.replace(Fitted.of(defended, outcome), findings=findings)
+
+
+def _doubtful_labels(classifier: Any, images: Any, settings: Objective, key: jax.Array) -> Mapping[str, Any]:
+    """Says it before any work where the answers to augmented images will not do for labels; returns what was found."""
+    if settings.pseudo_labels != "augmented":
+        return {}
+    found = pseudo_labels.drawn_by_augmentation(classifier, images, augment, key)
+    if not pseudo_labels.is_too_much(found):
+        return {}
+    logger.warning("%s", pseudo_labels.warning(found))
+    return found
 
 
 def draw_mapping(settings: Mapping[str, Any], seed: int, num_classes: int) -> jax.Array:

@@ -65,11 +65,9 @@ def unneeded(tasks: Iterable[Task]) -> set[Task]:
 
     Of a run that is done results.json is enough: it may have come from another machine, without its victim.
     """
-    waited_for, gone = set(), set()
-    for task in tasks:
-        if not is_done(task):
-            (waited_for if task.is_run else gone).add(task.victim if task.is_run else task)
-    return gone - waited_for
+    open_tasks = {task for task in tasks if not is_done(task)}
+    waited_for = {task.victim for task in open_tasks}
+    return {task for task in open_tasks if not task.is_run and task not in waited_for}
 
 
 def read_results(task: Task) -> dict[str, Any] | None:
