@@ -39,6 +39,8 @@ function sort(column, header) {
   button.type = "button";
   button.textContent = header.textContent;
   button.addEventListener("click", () => sort(column, header));
+  // Of what is half in view already, a browser leaves the other half where it is.
+  button.addEventListener("focus", () => header.scrollIntoView({ block: "nearest", inline: "nearest" }));
   header.replaceChildren(button);
 });
 for (const select of selects) select.addEventListener("change", filter);

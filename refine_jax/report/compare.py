@@ -10,7 +10,7 @@ from refine_jax.files import read_json, read_record
 from refine_jax.report import page, table_files
 from refine_jax.workdir import Workdir
 
-# What a row is known by, name to title; some of them can be filtered by.
+# What a row is known by, name to title; some of them can be filtered by, and some are columns even if all rows agree.
 KEYS = {
     "run": "run",
     "dataset": "data set",
@@ -21,7 +21,7 @@ KEYS = {
     "defense": "defense",
 }
 FILTERS = ("dataset", "network", "attack", "defense")
-_NOTE = table_files.NOTE + " Of one run each."
+ALWAYS = ("run", "defense")
 
 
 def find(directories: Sequence[pathlib.Path]) -> list[pathlib.Path]:
@@ -108,13 +108,16 @@ def write(rows: Sequence[Mapping[str, Any]], folder: pathlib.Path, place: pathli
         place: Where that folder will be in the end, for links to the runs' own reports.
     """
     columns = table_files.columns_of([row["figures"] for row in rows])
-    header = [*KEYS.values(), *columns.values()]
+    keys, common = _split_keys(rows)
+    header = [*keys.values(), *columns.values()]
     cells = [
-        [*(_shown(row[key]) for key in KEYS), *(table_files.percent(row["figures"], name) for name in columns)]
+        [*(_shown(row[key]) for key in keys), *(table_files.percent(row["figures"], name) for name in columns)]
         for row in rows
     ]
-    (folder / "table.md").write_text(table_files.markdown(header, cells, _NOTE))
-    (folder / "table.tex").write_text(table_files.latex(header, cells, len(KEYS), _NOTE))
+    notes = [table_files.note(header), "Of one run each.", common]
+    joined = " ".join(filter(None, notes))
+    (folder / "table.md").write_text(table_files.markdown(header, cells, joined))
+    (folder / "table.tex").write_text(table_files.latex(header, cells, len(keys), joined))
     csv_rows = [{**{key: row[key] for key in KEYS}, **table_files.cells(row["figures"])} for row in rows]
     (folder / "table.csv").write_text(table_files.write_csv(csv_rows))
     (folder / "index.html").write_text(render(rows, place))
@@ -125,17 +128,19 @@ def render(rows: Sequence[Mapping[str, Any]], place: pathlib.Path) -> str:
     from markupsafe import Markup
 
     columns = table_files.columns_of([row["figures"] for row in rows])
+    keys, common = _split_keys(rows)
     given = {
         "css": Markup(page.resource("page.css")),
         "script": Markup(page.resource("compare.js")),
         "runs": len({row["run"] for row in rows}),
-        "keys": [*KEYS.items()],
+        "keys": [*keys.items()],
+        "common": common,
         "columns": [*columns.items()],
-        "filters": [(key, KEYS[key], sorted({_shown(row[key]) for row in rows})) for key in FILTERS],
+        "filters": [(key, keys[key], sorted({_shown(row[key]) for row in rows})) for key in FILTERS if key in keys],
         "legend": page.LEGEND,
         "rows": [
             {
-                "keys": {key: _shown(row[key]) for key in KEYS},
+                "keys": {key: _shown(row[key]) for key in keys},
                 "link": _link(row["folder"], place),
                 "cells": [page.cell(row["figures"], name) for name in columns],
                 "warnings": row["warnings"],
@@ -144,6 +149,14 @@ def render(rows: Sequence[Mapping[str, Any]], place: pathlib.Path) -> str:
         ],
     }
     return page.template("compare.html").render(given)
+
+
+def _split_keys(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], str]:
+    """Returns the names of `KEYS` that are columns, name to title, and a sentence with what the other ones are."""
+    alike = [key for key in KEYS if key not in ALWAYS and len({row[key] for row in rows}) == 1]
+    known = [f"{KEYS[key]} {rows[0][key]}" for key in alike if rows[0][key] is not None]
+    columns = {key: title for key, title in KEYS.items() if key not in alike}
+    return columns, f"All: {', '.join(known)}." if known else ""
 
 
 def _link(run: pathlib.Path, place: pathlib.Path) -> str | None:

@@ -8,9 +8,13 @@ from typing import Any
 
 from refine_jax.report.tables import DISTANCE, FIGURES
 
-NOTE = "In percent, with 95 % intervals; DER from 0 to 100, W1 from 0 to 1.414."
-_ESCAPED = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
-    sign: f"\\{sign}" for sign in "&%$#_{}"
+# Figures that are no shares, by title.
+_RANGES = {"DER": "from 0 to 100", "W1": "from 0 to 1.414"}
+# In the fonts that TeX starts with, <, > and | are other signs; -- is a dash.
+_ESCAPED = {
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
 }
 
 
@@ -46,24 +50,30 @@ def headline(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, [[name, *(percent(figures, column) for column in shown)] for name, figures in rows.items()]
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], note: str = NOTE) -> str:
-    """Returns a table as Markdown."""
+def note(header: Sequence[str]) -> str:
+    """Returns what the numbers of a table with these titles are."""
+    ranges = [f"{title} {_RANGES[title]}" for title in header if title in _RANGES]
+    return "In percent, with 95 % intervals" + (f"; {', '.join(ranges)}." if ranges else ".")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], below: str | None = None) -> str:
+    """Returns a table as Markdown, with a sentence below it, that of `note` if none is given."""
     lines = [header, ["---"] * len(header), *rows]
     text = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
-    return f"{text}\n\n{note}\n"
+    return f"{text}\n\n{below or note(header)}\n"
 
 
-def latex(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1, note: str = NOTE) -> str:
+def latex(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1, above: str | None = None) -> str:
     r"""Returns a table as a LaTeX tabular, for \input; it needs the package booktabs.
 
     Args:
         header: Titles of the columns.
         rows: Cells; of those that `percent` made, the interval becomes small.
         texts: How many columns at the left are texts; the others are set to the right.
-        note: A comment above it.
+        above: A comment above it, that of `note` if none is given.
     """
     lines = [
-        f"% {note} Needs \\usepackage{{booktabs}}.",
+        f"% {above or note(header)} Needs \\usepackage{{booktabs}}.",
         rf"\begin{{tabular}}{{{texts * 'l'}{(len(header) - texts) * 'r'}}}",
         r"\toprule",
         _latex_line(header),
@@ -76,10 +86,10 @@ def latex(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1, 
 
 
 def _latex_line(cells: Sequence[str]) -> str:
-    escaped = ["".join(_ESCAPED.get(sign, sign) for sign in cell) for cell in cells]
-    # A line that begins with [ would be taken for an option of the \\ before it; intervals never begin one.
+    escaped = [re.sub("-(?=-)", "-{}", "".join(_ESCAPED.get(sign, sign) for sign in cell)) for cell in cells]
+    # A line that begins with [ or * would be taken for an option of the \\ before it; intervals never begin one.
     small = [re.sub(r"^(\S+) \[(.*)\]$", r"\1 {\\scriptsize [\2]}", cell) for cell in escaped]
-    return " & ".join("{" + cell + "}" if cell.startswith("[") else cell for cell in small) + r" \\"
+    return " & ".join("{" + cell + "}" if cell.startswith(("[", "*")) else cell for cell in small) + r" \\"
 
 
 def comma_separated(results: Mapping[str, Any]) -> str:

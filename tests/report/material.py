@@ -1,9 +1,13 @@
 """What a report is made of, small and made by hand."""
 
+import io
+
 import numpy as np
+from PIL import Image
 
 from refine_jax import evaluation
 from refine_jax.evaluation import Answers
+from refine_jax.files import write_record
 from refine_jax.report import counts, gallery, projection
 from refine_jax.report.material import NO_DEFENSE, Images, Material, Shown
 
@@ -84,5 +88,29 @@ def make():
             failed[name] = gallery.failures(LABELS, given.triggered, TARGET, mapped)
     transforms = {"refine": lambda images: 1 - images / 255}
     examples = gallery.make([2, 5, 7, 8], clean, triggered, LABELS, ANSWERS, transforms, failed)
+    sheet = io.BytesIO()
+    Image.fromarray(np.concatenate([*clean[:4]], axis=1)).save(sheet, "PNG")
     curve = {"step": np.array([1.0, 20.0]), "loss": np.array([2.0, 1.0]), "accuracy": np.array([0.25, 0.75])}
-    return Material(found, images, classifiers, examples, {"victim": curve}, LABELS, b"\x89PNG")
+    return Material(found, images, classifiers, examples, {"victim": curve}, LABELS, sheet.getvalue())
+
+
+def write_runs(folder):
+    """Leaves what a comparison reads of three runs: two in a folder, the first with a report, and one beside it.
+
+    Their seeds are 2, 10 and 1, so that an order by number is not one by letter. Of the last, what its attacker knew
+    and how it fared differ, too.
+    """
+    for name, seed, attack in (("sweep/a", 2, "badnets"), ("sweep/b", 10, "wanet"), ("alone", 1, "<i>")):
+        (folder / name).mkdir(parents=True)
+        found = results()
+        found["settings"] = {**found["settings"], "seed": seed}
+        found["attack"]["name"] = attack
+        if name == "alone":
+            found["settings"]["victim"] = {**found["settings"]["victim"], "adaptive": {"knowledge": "known"}}
+            clean = Answers(np.zeros(10, int), ANSWERS[NO_DEFENSE].triggered, 4)
+            found["no_defense"] = evaluation.count(clean, LABELS, TARGET, None, LABELS)
+        else:
+            found["warnings"] = []
+        write_record(folder / name / "results.json", found)
+    (folder / "sweep" / "a" / "report").mkdir()
+    (folder / "sweep" / "a" / "report" / "index.html").touch()

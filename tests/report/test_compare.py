@@ -1,33 +1,21 @@
-"""Many runs on one page. What its script does was tried in a browser; here the table without it is read."""
+"""Many runs on one page, read as it is without its script; test_browser.py tries that."""
 
 import csv
 import io
+import pathlib
 
 import pytest
 
 from refine_jax.errors import WorkdirError
-from refine_jax.files import write_record
 from refine_jax.report import __main__ as program
 from refine_jax.report import compare
-from tests.report.material import results
+from tests.report.material import write_runs
 from tests.report.test_page import Reader
 
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two runs in a folder, the first with a report, and one beside it."""
-    for number, name in enumerate(("sweep/a", "sweep/b", "alone")):
-        folder = tmp_path / name
-        folder.mkdir(parents=True)
-        found = results()
-        found["settings"] = {**found["settings"], "seed": number}
-        found["attack"]["name"] = ("badnets", "wanet", "<i>")[number]
-        found["warnings"] = []
-        if name == "alone":
-            found["settings"]["victim"] = {**found["settings"]["victim"], "adaptive": {"knowledge": "known"}}
-        write_record(folder / "results.json", found)
-    (tmp_path / "sweep" / "a" / "report").mkdir()
-    (tmp_path / "sweep" / "a" / "report" / "index.html").touch()
+    write_runs(tmp_path)
     return tmp_path
 
 
@@ -44,20 +32,37 @@ def test_every_classifier_of_every_run_has_a_row_in_page_and_tables(runs):
     assert not any("src" in attributes for _, attributes, _ in read.elements)
     assert read.all("i") == []
     filters = [select["data-key"] for select in read.all("select")]
-    assert filters == ["dataset", "network", "attack", "defense"]
+    assert filters == ["attack", "defense"]  # of the others there is one value
+    titles = [title.strip() for title in read.texts if title.strip() in compare.KEYS.values()]
+    assert titles == ["attack", "defense", "run", "attack", "seed", "defense"]  # the filters, and the table's head
+    assert "All: data set made, network resnet18, target 0." in read.texts
     assert read.all("form")[0].keys() >= {"hidden"}  # without a script nothing could be filtered
     cells = next(attributes for attributes in read.all("td") if attributes.get("data-value") == "12.50")
     assert cells
 
     written = [*csv.DictReader(io.StringIO((runs / "out" / "table.csv").read_text()))]
-    assert [(row["run"], row["seed"]) for row in written[::2]] == [("sweep/a", "0"), ("sweep/b", "1"), ("alone", "2")]
+    assert [(row["run"], row["seed"]) for row in written[::2]] == [("sweep/a", "2"), ("sweep/b", "10"), ("alone", "1")]
     assert float(written[1]["asr"]) == 0.125
+    assert {row["network"] for row in written} == {"resnet18"}
     markdown = (runs / "out" / "table.md").read_text().splitlines()
     assert len(markdown) == 2 + 6 + 2
+    assert markdown[0] == "| run | attack | seed | defense | BA | ASR | mapped ASR | RA | DER |"
+    assert markdown[-1].endswith("DER from 0 to 100. Of one run each. All: data set made, network resnet18, target 0.")
     assert (runs / "out" / "table.tex").read_text().count(r"\\") == 7
 
     program.main([str(runs / "sweep" / "a"), f"--output={runs / 'out'}"])  # replaces it
     assert (runs / "out" / "table.md").read_text().count("refine") == 1
+
+
+def test_the_attacks_on_cifar10_stand_beside_each_other_as_they_were_measured(tmp_path):
+    results = pathlib.Path(__file__).parents[2] / "results" / "cifar10_mini"
+    program.main([str(results), f"--output={tmp_path / 'made'}"])
+    made, kept = (
+        {path.name: path.read_text() for path in folder.iterdir()}
+        for folder in (tmp_path / "made", results / "comparison")
+    )
+    # Where they differ: run the command of results/cifar10_mini/README.md again.
+    assert [name for name in sorted({*made, *kept}) if made.get(name) != kept.get(name)] == []
 
 
 def test_what_is_no_run_is_named(runs, tmp_path):
