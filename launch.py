@@ -74,7 +74,9 @@ def run() -> None:
             app.run(main, flags_parser=command_line.parse)
     except Interrupted as stopped:
         sys.exit(_say(stopped, ending.STATUS_INTERRUPTED))
-    except (Exception, KeyboardInterrupt) as error:
+    except KeyboardInterrupt as stopped:
+        ending.leave_at_once(_say(*ending.explain(stopped, None)))
+    except Exception as error:
         workdir = _WORKDIR.value if flags.FLAGS.is_parsed() else None
         _leave(_say(*ending.explain(error, workdir)))
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from refine_jax.errors import RefineError, StorageError
 
@@ -53,6 +54,17 @@ def explain(error: BaseException, workdir: str | os.PathLike | None) -> tuple[st
         file = error.filename or workdir
         return f"error: {file}: {error.strerror}; what was saved before is whole", STATUS_STORAGE
     return "".join(traceback.format_exception(error)).rstrip(), STATUS_BUG
+
+
+def leave_at_once(status: int) -> NoReturn:
+    """Ends the process without what the interpreter does at its end.
+
+    After Ctrl-C the device may still be at work on what was asked of it. A run that was stopped right before its
+    first step was seen to end so with a segmentation fault, after everything was said, instead of its status.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
 
 
 def print_outcome(command: Callable[[], object]) -> int:
