@@ -11,3 +11,4 @@ from refine_jax import networks as networks
 from refine_jax.classifier import Classifier as Classifier
 from refine_jax.defenses import blackbox as blackbox
 from refine_jax.defenses.defend import defend as defend
+from refine_jax.defenses.defend import defend_seeds as defend_seeds

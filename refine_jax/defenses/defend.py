@@ -1,6 +1,6 @@
 """REFINE in one call, for a classifier and images at hand."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -10,7 +10,7 @@ import numpy as np
 from refine_jax import function_classifier
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.images import Split
-from refine_jax.defenses import refine
+from refine_jax.defenses import refine, refine_seeds
 from refine_jax.errors import SettingError
 
 
@@ -41,6 +41,41 @@ def defend(
     Raises:
         SettingError: A setting is unknown or impossible, or the function is no such classifier.
     """
+    victim, clean, settings, num_classes = _check(classifier, images, settings, num_classes, variables)
+    return refine.fit(victim, clean, settings, seed, num_classes).defended
+
+
+def defend_seeds(
+    classifier: Classifier | Callable[..., jax.Array],
+    images: np.ndarray,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    seeds: Sequence[int],
+    num_classes: int | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> list[refine.Defended]:
+    """Defends a classifier with REFINE once with each seed, in one program (`refine_seeds`).
+
+    Args:
+        classifier: As in `defend`.
+        images: Likewise.
+        settings: Likewise.
+        seeds: Each for everything that is drawn for one of the defenses.
+        num_classes: As in `defend`.
+        variables: Likewise.
+
+    Returns:
+        What `defend` gives with each seed, up to rounding.
+
+    Raises:
+        SettingError: As `defend`; or a seed is there twice.
+    """
+    victim, clean, settings, num_classes = _check(classifier, images, settings, num_classes, variables)
+    return [fitted.defended for fitted in refine_seeds.fit_seeds(victim, clean, settings, seeds, num_classes)]
+
+
+def _check(classifier, images, settings, num_classes, variables) -> tuple[Any, Split, dict[str, Any], int]:
+    """Returns classifier, images, whole settings and K, of what `defend` was given; refuses what cannot be."""
     images = np.asarray(images)
     chex.assert_shape(images, (None, None, None, 3))
     chex.assert_type(images, np.uint8)
@@ -54,4 +89,4 @@ def defend(
         victim = function_classifier.wrap(classifier, (height, width), num_classes, variables)
     elif variables is not None:
         raise SettingError("variables", "given", "nothing with a Classifier, which has its own")
-    return refine.fit(victim, clean, settings, seed, num_classes or victim.num_classes).defended
+    return victim, clean, settings, num_classes or victim.num_classes

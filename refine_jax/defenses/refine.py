@@ -192,53 +192,94 @@ def fit(
     Raises:
         SettingError: The contrastive loss is to compare features, and the classifier's cannot be seen.
     """
-    wanted = Objective.of(settings)
-    splits = isinstance(classifier, Classifier) and classifier.has_halves
-    if wanted.contrastive_features == "features" and not splits:
-        allowed = "pixels or logits with a classifier that does not split into features and head"
-        raise SettingError("defense.contrastive_features", "features", allowed)
-    unet = UNet(width=settings["width"], depth=settings["depth"])
+    training = Training.of(classifier, settings, execution)
     images: Any = take_fraction(clean.images, settings["data_fraction"], named_key(seed, "refine/data"))
     if settings["clean_corruption"] != corruptions.NONE:
         how = (settings["clean_corruption"], settings["clean_severity"])
         images = corruptions.Corrupted(images, *how, named_key(seed, "refine/corruption"))
-    findings = _doubtful_labels(classifier, images, wanted, named_key(seed, "refine/labels"))
+    findings = training.findings(images, seed)
     on_device, streamed = stream.place(stage, images, execution.feed, execution.chosen()[0])
-    feed = Feed(
-        len(images),
-        settings["batch_size"],
-        named_key(seed, "refine/order"),
-        keep_last=False,
-        images=streamed,
-        workers=execution.workers,
-    )
-    schedule = optimizer.create_schedule(settings, feed.steps_per_epoch)
-    tx = optimizer.create_optimizer(settings, schedule)
-    state = create_train_state(unet, tx, named_key(seed, "refine/weights"), images.shape[1:3])
-    data: dict[str, Any] = {
-        **on_device,
-        "classifier": frozen(classifier, execution),
-        "permutation": draw_mapping(settings, seed, num_classes),
-        "key": named_key(seed, "refine/augmentation"),
-    }
-    trained = execution.computing(unet.clone(remat=execution.remat))
-    step = Step(lambda axis_name: train_step(mapped.on_axis(trained, axis_name), tx, wanted, axis_name), execution)
-    kept = {"permutation": data["permutation"]}
+    feed = training.feed(len(images), seed, streamed)
+    schedule, tx = training.descent(feed.steps_per_epoch)
+    image_size = images.shape[1:3]
+    state = create_train_state(training.unet, tx, named_key(seed, "refine/weights"), image_size)
+    drawn = training.draw(seed, num_classes)
+    data: dict[str, Any] = {**on_device, "classifier": frozen(classifier, execution), **drawn}
+    step = Step(lambda axis_name: training.step(tx, axis_name), execution)
+    kept = {"permutation": drawn["permutation"]}
     outcome = loop.fit(stage, step, state, data, feed, schedule, journal, kept)
-    variables, permutation = outcome.state.variables, data["permutation"]
-    defended = Defended(classifier, variables, permutation, unet, wanted, images.shape[1:3])
-    return dataclasses.replace(Fitted.of(defended, outcome), findings=findings)
+    fitted = Fitted.of(training.defended(outcome.state, kept["permutation"], image_size), outcome)
+    return dataclasses.replace(fitted, findings=findings)
 
 
-def _doubtful_labels(classifier: Any, images: Any, settings: Objective, key: jax.Array) -> Mapping[str, Any]:
-    """Says it before any work where the answers to augmented images will not do for labels; returns what was found."""
-    if settings.pseudo_labels != "augmented":
-        return {}
-    found = pseudo_labels.drawn_by_augmentation(classifier, images, augment, key)
-    if not pseudo_labels.is_too_much(found):
-        return {}
-    logger.warning("%s", pseudo_labels.warning(found))
-    return found
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a training of a U-Net is, whatever the seed.
+
+    Attributes:
+        classifier: As it was given.
+        settings: The section 'defense' of a configuration, whole.
+        objective: What the U-Net is asked for.
+        unet: The module.
+        execution: On which devices, and how.
+    """
+
+    classifier: Classifier
+    settings: Mapping[str, Any]
+    objective: Objective
+    unet: UNet
+    execution: Execution
+
+    @classmethod
+    def of(cls, classifier: Classifier, settings: Mapping[str, Any], execution: Execution) -> "Training":
+        """Returns it; arguments and errors as of `fit`."""
+        wanted = Objective.of(settings)
+        splits = isinstance(classifier, Classifier) and classifier.has_halves
+        if wanted.contrastive_features == "features" and not splits:
+            allowed = "pixels or logits with a classifier that does not split into features and head"
+            raise SettingError("defense.contrastive_features", "features", allowed)
+        return cls(classifier, settings, wanted, UNet(width=settings["width"], depth=settings["depth"]), execution)
+
+    def findings(self, images: Any, seed: int) -> Mapping[str, Any]:
+        """Says it before any work where answers to augmented images will not do for labels; returns what was found."""
+        if self.objective.pseudo_labels != "augmented":
+            return {}
+        key = named_key(seed, "refine/labels")
+        found = pseudo_labels.drawn_by_augmentation(self.classifier, images, augment, key)
+        if not pseudo_labels.is_too_much(found):
+            return {}
+        logger.warning("%s", pseudo_labels.warning(found))
+        return found
+
+    def feed(self, count: int, seed: int, streamed: Any) -> Feed:
+        """Returns a seed's order of `count` images; `streamed` as in `Feed`."""
+        return Feed(
+            count,
+            self.settings["batch_size"],
+            named_key(seed, "refine/order"),
+            keep_last=False,
+            images=streamed,
+            workers=self.execution.workers,
+        )
+
+    def descent(self, steps_per_epoch: int) -> tuple[optimizer.Schedule, optax.GradientTransformation]:
+        """Returns the learning rate, and the optimizer that has it."""
+        schedule = optimizer.create_schedule(self.settings, steps_per_epoch)
+        return schedule, optimizer.create_optimizer(self.settings, schedule)
+
+    def draw(self, seed: int, num_classes: int) -> dict[str, jax.Array]:
+        """Returns what a seed's steps need beside classifier and images: output mapping, key of the augmentation."""
+        mapping = draw_mapping(self.settings, seed, num_classes)
+        return {"permutation": mapping, "key": named_key(seed, "refine/augmentation")}
+
+    def step(self, tx: optax.GradientTransformation, axis_name: str | None):
+        """Returns `train_step` as it is run, inside a mapped axis."""
+        trained = self.execution.computing(self.unet.clone(remat=self.execution.remat))
+        return train_step(mapped.on_axis(trained, axis_name), tx, self.objective, axis_name)
+
+    def defended(self, state: TrainState, permutation: jax.Array, image_size: tuple[int, int]) -> Defended:
+        """Returns the defended classifier that a training has come to."""
+        return Defended(self.classifier, state.variables, permutation, self.unet, self.objective, image_size)
 
 
 def draw_mapping(settings: Mapping[str, Any], seed: int, num_classes: int) -> jax.Array:
@@ -273,7 +314,11 @@ def load(
 
 def take_fraction(images: np.ndarray, fraction: float, key: jax.Array) -> np.ndarray:
     """Returns a share of the images, drawn from the key, in their order.  [N, H, W, 3] -> [n, H, W, 3]"""
+    return images if fraction == 1 else images.take(fraction_rows(len(images), fraction, key), axis=0)
+
+
+def fraction_rows(count: int, fraction: float, key: jax.Array) -> np.ndarray:
+    """Returns the numbers of those images, of `count`.  Integers [n]"""
     if fraction == 1:
-        return images
-    chosen = jax.random.permutation(key, len(images))[: round(fraction * len(images))]
-    return images.take(np.sort(np.asarray(chosen)), axis=0)
+        return np.arange(count, dtype=np.int32)
+    return np.sort(np.asarray(jax.random.permutation(key, count)[: round(fraction * count)]))

@@ -19,7 +19,7 @@ from refine_jax import command_line, ending
 from refine_jax.datasets import cache
 from refine_jax.errors import RefineError, SettingError
 from refine_jax.files import write_json
-from refine_jax.sweep import places, schedule, state, table
+from refine_jax.sweep import places, schedule, state, table, together
 from refine_jax.sweep.plan import Plan, Sweep, apply, check_images, expand, find
 from refine_jax.training.compilation import keep_compiled
 from refine_jax.training.interruption import Interrupted, ended_by_signals
@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--run", metavar="NAME", help="do this one alone, of those that --list names, and its victim before it")
     add("--processes", type=int, help="how many run at once, each in a process of its own; else one, in this one")
     add("--cluster", choices=places.CLUSTERS, help="hand the runs to SLURM, or to processes here, through submitit")
+    add("--together", action="store_true", help="train seeds at once that share a victim and all settings (REFINE)")
     add("--submit", action="append", default=[], metavar="NAME=VALUE", help="a parameter of submitit's executor")
     return flags
 
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given, rest = parser().parse_known_args(arguments)
     if given.processes is not None and given.processes < 1:
         raise SettingError("--processes", given.processes, "1 or more")
+    if given.together and (given.processes or given.cluster or given.run):
+        raise SettingError("--together", True, "nothing with --processes, --cluster or --run")
     if given.list or given.table or given.processes or given.cluster:
         jax.config.update("jax_platforms", "cpu")  # a device that is opened here is not there for the runs
     sweep = read_sweep(given.config)
@@ -86,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What one of the processes, or jobs, is to do is the same command, for one run.
     own = [*_without_places(given), *rest]
     start, limit = places.here(overwrite=given.overwrite), 1
-    if given.cluster:
+    if given.together:
+        start = together.here(plan, given.workdir / "together", overwrite=given.overwrite)
+    elif given.cluster:
         work = functools.partial(_do_elsewhere, own)
         start, limit = places.cluster(given.cluster, work, given.workdir / "logs", given.submit), given.processes
     elif given.processes:

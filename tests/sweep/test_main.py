@@ -6,11 +6,16 @@ import shutil
 import pytest
 
 from refine_jax import pipeline
+from refine_jax.defenses import refine_seeds
 from refine_jax.errors import RefineError, SettingError
 from refine_jax.sweep import __main__ as sweep
+from refine_jax.sweep import plan, together
+from refine_jax.sweep.plan import VICTIM_STAGES
 from refine_jax.training.interruption import Interrupted
+from refine_jax.training.log import read_metrics
+from refine_jax.training.loop import Diverged
 from tests import small_defense
-from tests.sweep.fake import Runs
+from tests.sweep.fake import Runs, make
 
 CONFIG = """
 from refine_jax import settings
@@ -109,6 +114,7 @@ def test_results_from_elsewhere_are_a_table_and_nothing_is_done_again(command, o
         (["--config.defense.epochs=x"], r"defense.epochs = 'x': allowed: a whole number"),
         (["--retyr"], r"'--retyr' belongs to no flag"),
         (["--processes=0"], r"--processes = 0: allowed: 1 or more"),
+        (["--together", "--processes=2"], r"--together = True: allowed: nothing with --processes, --cluster or --run"),
     ],
 )
 def test_a_command_line_that_cannot_be_ends_in_a_sentence(command, out, flags, said):
@@ -130,14 +136,21 @@ def test_a_file_that_gives_no_sweep_is_said_with_its_line(tmp_path, command):
         sweep.main([f"--config={tmp_path / 'nine.py'}", command[1]])
 
 
-def test_a_small_sweep_for_real_shares_its_victim(command, tmp_path, out):
-    text = CONFIG.replace('{"defense.sup_weight": (0.0, 0.1)}', "one_victim=True")
-    (tmp_path / "four.py").write_text(text)
-    small = {"victim": ("name=tiny", "epochs=1", "batch_size=32"), "defense": ("epochs=1", "batch_size=32", "width=1")}
-    fields = [f"--config.{section}.{value}" for section, values in small.items() for value in values]
-    fields += ["--config.dataset.train_images=64", "--config.defense.depth=1"]
+SMALL = {"victim": ("name=tiny", "epochs=1", "batch_size=32"), "defense": ("epochs=1", "batch_size=32", "width=1")}
+FIELDS = [f"--config.{section}.{value}" for section, values in SMALL.items() for value in values]
+FIELDS += ["--config.dataset.train_images=64", "--config.defense.depth=1"]
+
+
+@pytest.fixture
+def one_victim(tmp_path, command):
+    """Makes it a sweep of two seeds that share a victim."""
+    (tmp_path / "four.py").write_text(CONFIG.replace('{"defense.sup_weight": (0.0, 0.1)}', "one_victim=True"))
     with small_defense.registered():
-        assert sweep.main([*command, *fields]) == 0
+        yield
+
+
+def test_a_small_sweep_for_real_shares_its_victim(command, one_victim, out):
+    assert sweep.main([*command, *FIELDS]) == 0
     (row,) = json.loads((out / "table.json").read_text())["rows"]
     assert row["seeds"] == [0, 1]
     hashes = [json.loads((out / f"runs/seed={seed}/results.json").read_text())["hashes"] for seed in (0, 1)]
@@ -145,3 +158,54 @@ def test_a_small_sweep_for_real_shares_its_victim(command, tmp_path, out):
     assert hashes[0]["refine"] != hashes[1]["refine"]
     assert [path.name for path in (out / "victims").iterdir()] == ["seed=0"]
     assert not (out / "runs/seed=1/victim").exists()
+
+
+def test_seeds_that_are_trained_together_leave_ordinary_runs(command, one_victim, out, monkeypatch):
+    calls, fit_seeds = [], refine_seeds.fit_seeds
+
+    def interrupted(*arguments, **options):
+        calls.append(arguments[3])
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr(refine_seeds, "fit_seeds", interrupted)
+    with pytest.raises(Interrupted, match="0 of 2 runs are done, and the same command goes on"):
+        sweep.main([*command, *FIELDS, "--together"])
+    monkeypatch.setattr(refine_seeds, "fit_seeds", lambda *a, **o: calls.append(a[3]) or fit_seeds(*a, **o))
+    assert sweep.main([*command, *FIELDS, "--together"]) == 0
+    assert calls == [[0, 1], [0, 1]]
+    for seed in (0, 1):
+        run = out / f"runs/seed={seed}"
+        assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1]
+        record = json.loads((run / "defense/refine/stage.json").read_text())
+        assert (record["settings"]["seed"], record["outcome"]["steps"]) == (seed, 2)
+        assert (run / "results.json").exists()
+    assert {path.name for path in out.iterdir()} == {"runs", "victims", "table.md", "table.csv", "table.json"}
+    # As by themselves: a run of the same seed goes on from nothing, since it is done.
+    assert sweep.main([*command, *FIELDS]) == 0
+
+
+def test_seeds_that_cannot_be_trained_together_are_trained_one_by_one(command, one_victim, out, monkeypatch, caplog):
+    def diverged(*arguments, **options):
+        raise Diverged("the loss is nan")
+
+    monkeypatch.setattr(refine_seeds, "fit_seeds", diverged)
+    runs = Runs()
+    real = pipeline.run
+    monkeypatch.setattr(pipeline, "run", lambda c, w, s, **o: (real if s == VICTIM_STAGES else runs)(c, w, s, **o))
+    with caplog.at_level("WARNING", "refine_jax"):
+        assert sweep.main([*command, *FIELDS, "--together"]) == 0
+    assert runs.done == ["runs/seed=0", "runs/seed=1"]
+    assert "runs/seed=0 and others are trained one by one, since together: error: the loss is nan" in caplog.text
+
+
+def test_only_seeds_of_one_victim_and_equal_settings_are_trained_together(tmp_path):
+    grid = {"defense.sup_weight": (0.0, 0.1)}
+
+    def groups(*given, **options):
+        found = together.groups_of(plan.expand(make(*given, **options), tmp_path).runs)
+        return [[(task.values["defense.sup_weight"], task.seed) for task in group] for group in found]
+
+    expected = [[(0.0, 0), (0.0, 1)], [(0.1, 0), (0.1, 1)]]
+    assert groups(grid, one_victim=True) == expected
+    assert groups(grid) == []
+    assert groups({**grid, "defense.names": (("shrinkpad",),)}, one_victim=True) == []
