@@ -313,7 +313,7 @@ def draw_gallery(examples: Sequence[Example], class_names: Sequence[str]) -> "Fi
             for column, (title, cell) in enumerate(example.cells.items()):
                 left = column * width + 0.8
                 if not row:
-                    ax.text(left, 0.2, title, fontsize=7)
+                    ax.text(left, 0.26, title.replace(", ", ",\n"), va="bottom", fontsize=7)
                 if cell is None:
                     continue
                 ax.imshow(cell.image, extent=(left, left + size[1] * scale, top + size[0] * scale, top))

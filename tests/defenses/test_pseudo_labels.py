@@ -59,20 +59,20 @@ def test_what_augmentation_draws_is_counted_among_the_images_of_other_classes():
 def test_a_classifier_that_takes_crops_for_its_trigger_is_found_out():
     told = found(as_classifier(backdoored))
     assert told["augmentation_class"] == 0
-    assert told["augmentation_share"] > 0.3
+    assert told["augmentation_share"] > 0.4
     assert pseudo_labels.is_too_much(told)
     assert "class 0" in pseudo_labels.warning(told)
 
 
-@pytest.mark.parametrize(("share", "total", "too_much"), [(0.12, 50, False), (0.18, 50, False), (0.12, 500, False),
-                                                          (0.15, 500, True), (0.0, 0, False)])  # fmt: skip
+@pytest.mark.parametrize(("share", "total", "too_much"), [(0.22, 50, False), (0.3, 50, False), (0.22, 500, False),
+                                                          (0.25, 500, True), (0.0, 0, False)])  # fmt: skip
 def test_few_images_are_no_proof(share, total, too_much):
     told = {"augmentation_class": 1, "augmentation_images": total, "augmentation_share": share}
     assert pseudo_labels.is_too_much(told) == too_much
     figures = {"ba": None, "asr": None, "answers": None, "findings": told}
     said = doubts.find({"ba": None, "asr": None}, {"refine": figures}, None)
     assert len(said) == too_much
-    assert all("refine: augmentation alone has the classifier answer 15.0 %" in sentence for sentence in said)
+    assert all("refine: augmentation alone has the classifier answer 25.0 %" in sentence for sentence in said)
 
 
 @pytest.mark.parametrize("labels", ["augmented", "original"])
