@@ -2,23 +2,17 @@
 
 import os
 import subprocess
-import sys
 
 import jax
 import pytest
 
-# Programs of tests run a few times: what takes time is to compile them. These flags make that a third or less, and the
-# arithmetic stays what it is but for rounding. XLA ends a process for a flag that it does not know, and not every
-# version knows the second: it is tried in a process of its own.
-LEVEL, EMITTERS = "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"
+# Programs of tests run a few times: what takes time is to compile them. Arithmetic stays what it is but for rounding.
+LEVEL = "--xla_backend_optimization_level=0"
 
 
 def compile_quickly():
     """Has XLA be quick here, and in the processes that are started here."""
-    given = f"{os.environ.get('XLA_FLAGS', '')} {LEVEL}".strip()
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{given} {EMITTERS}"}
-    known = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=environment, capture_output=True)
-    os.environ["XLA_FLAGS"] = given if known.returncode else environment["XLA_FLAGS"]
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEVEL}".strip()
 
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers of a session inherit it

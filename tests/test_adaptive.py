@@ -142,7 +142,7 @@ def test_known_is_the_defenders_own_mapping(dataset, monkeypatch):
             train(wide, knowledge=knowledge)
     unknown, guessed, known = (data["mapping"] for data in caught)
     classifier = victim.to_classifier(caught[0], wide, {**test_victim.SETTINGS, "name": "linear"})
-    own = refine.complete({"batch_size": COUNT, "width": 2, "depth": 1})
+    own = refine.complete({"batch_size": COUNT, "width": 2, "depth": 1, "pseudo_labels": "original"})
     with pytest.raises(StopIteration):
         refine.fit(classifier, wide.train, own, 3, 10)
     np.testing.assert_array_equal(known, caught[-1]["permutation"])

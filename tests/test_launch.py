@@ -12,6 +12,7 @@ import time
 import pytest
 
 import launch as launch_module
+from refine_jax import ending
 from refine_jax.errors import StorageError
 from refine_jax.training.log import read_metrics
 
@@ -153,6 +154,7 @@ def test_statuses_of_what_can_come_at_any_time(monkeypatch, capsys, error, statu
         raise error
 
     monkeypatch.setattr(launch_module.app, "run", fail)
+    monkeypatch.setattr(ending, "leave_at_once", sys.exit)  # tests/test_ending.py has the real one
     with pytest.raises(SystemExit) as ended:
         launch_module.run()
     assert ended.value.code == status

@@ -61,13 +61,14 @@ def is_done(task: Task) -> bool:
 
 
 def unneeded(tasks: Iterable[Task]) -> set[Task]:
-    """Returns victims that are not there, and that no run waits for.
+    """Returns victims that are not there, whose runs are all done.
 
     Of a run that is done results.json is enough: it may have come from another machine, without its victim.
     """
-    open_tasks = {task for task in tasks if not is_done(task)}
-    waited_for = {task.victim for task in open_tasks}
-    return {task for task in open_tasks if not task.is_run and task not in waited_for}
+    tasks = list(tasks)
+    runs = [task for task in tasks if task.is_run]
+    waited_for = {run.victim for run in runs if not is_done(run)}
+    return {run.victim for run in runs if run.victim and run.victim not in waited_for and not is_done(run.victim)}
 
 
 def read_results(task: Task) -> dict[str, Any] | None:
