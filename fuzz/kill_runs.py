@@ -21,7 +21,7 @@ from collections.abc import Sequence
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 SMALL = (
-    *("launch.py", "--config=configs/digits.py", "--config.run.log_every=1", "--config.run.checkpoint_steps=2"),
+    *("--config=configs/digits.py", "--config.run.log_every=1", "--config.run.checkpoint_steps=2"),
     *("--config.dataset.train_images=256", "--config.victim.width=2", "--config.defense.width=2"),
     *("--config.victim.epochs=6", "--config.defense.epochs=6", "--config.defense.depth=1"),
 )
@@ -29,7 +29,7 @@ SMALL = (
 TIMES = ("train_seconds", "train_images_per_second", "milliseconds_per_image", "file_sha256")
 
 
-def start(work: pathlib.Path, arguments: Sequence[str] = SMALL) -> subprocess.Popen:
+def start(work: pathlib.Path, flags: Sequence[str] = SMALL) -> subprocess.Popen:
     """Starts the run; the programs it compiles are kept beside `work`, for the next start."""
     kept = {
         "JAX_COMPILATION_CACHE_DIR": str(work.parent / "compiled"),
@@ -37,23 +37,23 @@ def start(work: pathlib.Path, arguments: Sequence[str] = SMALL) -> subprocess.Po
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         "JAX_PLATFORMS": "cpu",
     }
-    command = [sys.executable, *arguments, f"--workdir={work}"]
+    command = [sys.executable, "launch.py", *flags, f"--workdir={work}"]
     with (work.parent / f"{work.name}.log").open("ab") as log:
         return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **kept}, stdout=log, stderr=log)
 
 
-def run(work: pathlib.Path, arguments: Sequence[str] = SMALL, kill_after: float | None = None) -> float | None:
+def run(work: pathlib.Path, flags: Sequence[str] = SMALL, kill_after: float | None = None) -> float | None:
     """Starts the run, and kills it or lets it come to its end.
 
     Args:
         work: Its working directory.
-        arguments: Of Python: launch.py and its flags.
+        flags: Of launch.py.
         kill_after: Seconds after it has come to work, its modules imported; None: it is not killed.
 
     Returns:
         The seconds that it worked where it came to its end; None where it was killed before.
     """
-    process = start(work, arguments)
+    process = start(work, flags)
     while process.poll() is None and owner(work) != process.pid:
         time.sleep(0.01)
     started = time.monotonic()
@@ -76,26 +76,26 @@ def owner(work: pathlib.Path) -> int | None:
         return None
 
 
-def compare(folder: pathlib.Path, kills: int, rng: random.Random, arguments: Sequence[str] = SMALL) -> list[str]:
+def compare(folder: pathlib.Path, kills: int, rng: random.Random, flags: Sequence[str] = SMALL) -> list[str]:
     """Kills runs until there were so many kills, and compares each that came to its end with one left alone.
 
     Args:
         folder: Of the working directories: 'whole', and one for each time that a run came to its end.
         kills: How often.
         rng: Draws the moments, spread evenly over the time that a run works.
-        arguments: Of Python: launch.py and its flags.
+        flags: Of launch.py.
 
     Returns:
         What differs; empty where nothing does.
     """
     whole, found, different, ends = folder / "whole", 0, [], 0
-    run(whole, arguments)
-    seconds = run(folder / "warm", arguments)  # nothing is compiled any more
+    run(whole, flags)
+    seconds = run(folder / "warm", flags)  # nothing is compiled any more
     print(f"a run works for {seconds:.1f} s", flush=True)
     while True:
         work = folder / f"killed{ends}"
         moment = rng.uniform(0, seconds) if found < kills else None
-        if run(work, arguments, moment) is None:
+        if run(work, flags, moment) is None:
             found += 1
             print(f"kill {found} in {work.name} after {moment:.1f} s: {describe(work)}", flush=True)
             continue

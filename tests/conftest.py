@@ -6,18 +6,6 @@ import subprocess
 import jax
 import pytest
 
-# Programs of tests run a few times: what takes time is to compile them. Arithmetic stays what it is but for rounding.
-LEVEL = "--xla_backend_optimization_level=0"
-
-
-def compile_quickly():
-    """Has XLA be quick here, and in the processes that are started here."""
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEVEL}".strip()
-
-
-if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers of a session inherit it
-    compile_quickly()
-
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
@@ -26,7 +14,7 @@ def compilation_cache(tmp_path_factory):
     if "PYTEST_XDIST_WORKER" in os.environ:  # the workers of a session have folders of their own in one folder
         folder = folder.parent
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 

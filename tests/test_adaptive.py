@@ -17,13 +17,13 @@ from refine_jax.errors import SettingError, WorkdirError
 from refine_jax.files import hash_arrays, read_record
 from refine_jax.keys import named_key
 from refine_jax.networks import registry
-from refine_jax.training import loop
+from refine_jax.training import loop, parallel
 from refine_jax.training.interruption import Interrupted
 from refine_jax.training.parallel import ONE_DEVICE, Step
 from refine_jax.training.state import TrainState
 from tests import test_victim
 from tests.small_run import config, tiny_fixture  # noqa: F401 - a fixture
-from tests.tint import Tint
+from tests.tint import Tint, compile_at_once
 
 K, COUNT, SIDE = 4, 10, 4
 ADAPTIVE = {
@@ -38,6 +38,7 @@ AUGMENT = test_victim.ATTACK
 def small_networks(monkeypatch):
     monkeypatch.setitem(registry.NETWORKS, "linear", functools.partial(test_victim.Linear))
     monkeypatch.setattr(adaptive, "UNet", Tint)
+    monkeypatch.setattr(parallel, "compile_training", compile_at_once)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,9 @@ def test_the_unet_learns_as_the_defenders_and_of_clean_images_alone(dataset):
     tx = optax.sgd(0.3, 0.9)
     alone = TrainState(0, begun.unet.params, begun.unet.batch_stats, tx.init(begun.unet.params))
     mapping = adaptive.assumed_mapping("guessed", 3, K)
-    update = jax.jit(lambda images: refine.update(Tint(width=2), tx, alone, classifier, images, mapping, None)[0])
+    update = compile_at_once(
+        lambda images: refine.update(Tint(width=2), tx, alone, classifier, images, mapping, None)[0]
+    )
     chex.assert_trees_all_close(outcome.unet.variables, update(images).variables, rtol=1e-4, atol=1e-5)
 
 

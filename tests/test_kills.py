@@ -8,10 +8,10 @@ import pytest
 
 from fuzz import kill_runs
 
-# Two kills of a run with hardly any steps and the least of networks; fuzz/kill_runs.py does twenty of a longer one.
+# Two kills of a run with hardly any steps; fuzz/kill_runs.py does twenty of a longer one.
 KILLS = int(os.environ.get("REFINE_JAX_KILLS", "2"))
 SMALL = (
-    *("-m", "tests.training.launched", *kill_runs.SMALL[1:], "--config.victim.name=tiny"),
+    *kill_runs.SMALL,
     *("--config.victim.epochs=2", "--config.defense.epochs=2", "--stages=victim,defend,evaluate"),
 )
 

@@ -1,6 +1,7 @@
 """Stands for a U-Net where that would take many times as long to be compiled."""
 
 import flax.linen as nn
+import jax
 
 from refine_jax.networks.norm import BatchNorm
 
@@ -17,3 +18,8 @@ class Tint(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
         return nn.Dense(3)(BatchNorm(self.dtype, self.axis_name)(nn.Dense(self.width)(images), train))
+
+
+def compile_at_once(function, **options):
+    """jax.jit, with a compiler that does not take its time."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)

@@ -45,9 +45,7 @@ def objective(params, batch_stats, victim, images, temperature, base_temperature
 @functools.cache
 def compiled(loss, *, gradient):
     function = functools.partial(objective, loss=loss)
-    if not gradient:
-        return jax.jit(function)
-    return jax.jit(jax.value_and_grad(function, has_aux=True), compiler_options=rules.OPTIMIZED)
+    return jax.jit(jax.value_and_grad(function, has_aux=True) if gradient else function)
 
 
 def run(variant, dtype, *, gradient):

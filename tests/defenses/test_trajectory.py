@@ -16,7 +16,7 @@ from refine_jax.interop import torch_weights
 from refine_jax.keys import named_key
 from refine_jax.networks.unet import UNet
 from refine_jax.training import optimizer
-from refine_jax.training.compilation import compiler_options
+from refine_jax.training.compilation import compile_training
 from refine_jax.training.state import TrainState
 from tests.goldens import refine as goldens
 from tests.goldens import rules
@@ -58,9 +58,8 @@ def run(golden, dtype):
     section = settings(golden)
     tx, state = start(unet, variables, section, len(golden["images"]))
     update = functools.partial(refine.update, unet, tx, settings=refine.Objective.of(section))
-    # In float32 compiled as a training is; the options for that take minutes a step in float64.
-    own = (compiler_options(jax.default_backend()) or {}) if dtype == np.float32 else {}
-    step = jax.jit(update, compiler_options=own | rules.OPTIMIZED)
+    # In float32 compiled as a training is; the compiler's options for that take minutes a step in float64.
+    step = compile_training(update) if dtype == np.float32 else jax.jit(update)
     permutation, victim = jnp.asarray(golden["permutation"]), goldens.victim(golden, dtype)
     metrics = []
     for images in goldens.images(golden, dtype):

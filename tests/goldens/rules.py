@@ -11,9 +11,6 @@ import numpy as np
 from flax import linen as nn
 
 FOLDER = pathlib.Path(__file__).parent
-# For what a network of full size spends its time in where no library takes it: gradients of convolutions in float64.
-# Other programs of tests are not optimized (tests/conftest.py).
-OPTIMIZED = {"xla_backend_optimization_level": 3}
 
 
 def load(name: str) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""launch.py with a network that compiles at once, 'tiny'; run by test_processes.py and test_kills.py."""
+"""launch.py with a network that compiles at once, 'tiny'; run by test_processes.py with the flags of launch.py."""
 
 import functools
 import runpy

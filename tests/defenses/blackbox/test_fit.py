@@ -15,6 +15,7 @@ from refine_jax.defenses.blackbox import BudgetSpent, Oracle, OracleError, defen
 from refine_jax.errors import SettingError
 from refine_jax.files import hash_arrays
 from refine_jax.networks import registry
+from refine_jax.training import compilation
 from refine_jax.training.journal import Journal
 from tests.defenses.blackbox.counting import SIDE, Counting, K, images, one_in_five
 
@@ -35,8 +36,9 @@ class Linear(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def linear(monkeypatch):
+def quickly(monkeypatch):
     monkeypatch.setitem(registry.NETWORKS, "linear", functools.partial(Linear))
+    monkeypatch.setattr(compilation, "compiler_options", lambda backend: {"xla_backend_optimization_level": 0})
 
 
 def oracle(victim, **given):
