@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if given.table:
         if not given.workdir.is_dir():
-            raise SettingError("--workdir", given.workdir, "a directory with runs of this sweep")
+            raise SettingError("--workdir", str(given.workdir), "a directory with runs of this sweep")
         return _tell(plan, write_tables(plan, given.workdir))
     keep_compiled(cache.directory() / "compiled")
     if given.run:

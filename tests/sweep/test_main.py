@@ -85,7 +85,7 @@ def test_one_run_of_a_sweep_is_done_alone_with_its_victim(command, monkeypatch):
 
 
 def test_results_from_elsewhere_are_a_table_and_nothing_is_done_again(command, out, monkeypatch, capsys):
-    with pytest.raises(SettingError, match=r"--workdir = .*out.*: allowed: a directory with runs of this sweep"):
+    with pytest.raises(SettingError, match=r"^--workdir = '[^']*out': allowed: a directory with runs of this sweep"):
         sweep.main([*command, "--table"])
     name, other = (f"runs/defense.sup_weight={weight},seed=0" for weight in (0.1, 0.0))
     monkeypatch.setattr(pipeline, "run", Runs())
