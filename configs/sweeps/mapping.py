@@ -1,4 +1,4 @@
-"""REFINE with other output mappings: five derangements, the shift by one class, and none.
+"""REFINE with other output mappings: five derangements, of ':mini' three, the shift by one class, and none.
 
     python -m refine_jax.sweep --config=configs/sweeps/mapping.py --workdir=runs/mapping
     python -m refine_jax.sweep --config=configs/sweeps/mapping.py:mini --workdir=runs/mapping_mini
@@ -13,5 +13,5 @@ from refine_jax.sweep import Sweep, base
 def get_sweep(variant: str = "") -> Sweep:
     """Returns the sweep, or the small one for 'mini'."""
     config = base(__file__, variant, {"": "cifar.py", "mini": "digits.py"})
-    drawn = tuple(("derangement", seed) for seed in range(100, 105))
+    drawn = tuple(("derangement", seed) for seed in range(100, 103 if variant == "mini" else 105))
     return Sweep(config, {("defense.mapping", "defense.mapping_seed"): (*drawn, ("shift", None), ("identity", None))})
