@@ -264,8 +264,12 @@ def measure(arguments: argparse.Namespace, resolved: Mapping[str, Mapping[str, A
     return results
 
 
-def main() -> None:
-    """Prints a table, and writes JSON where asked to."""
+def parse(given: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[str, dict[str, Any]]]:
+    """Reads a command line, of this process where none is given; returns it, and the settings of every network.
+
+    Raises:
+        SystemExit: A flag, a name, a field or a value cannot be; the reason is printed.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = lambda text: text.split(",")  # noqa: E731
     parser.add_argument("--networks", type=names, default=["resnet18"], help=f"some of {', '.join(networks.names())}")
@@ -280,21 +284,32 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="that one of the answers is timed for in a round")
     parser.add_argument("--rounds", type=int, default=5, help="in which all are timed in turn")
     parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
-    arguments, rest = parser.parse_known_args()
+    arguments, rest = parser.parse_known_args(given)
+    arguments.fields = rest
     try:
-        for chosen, there in ((arguments.networks, networks.names()), (arguments.defenses, registry.names())):
-            for name in chosen:
-                choose("--networks or --defenses", name, there)
-        resolved = {network: resolve(arguments, rest, network) for network in arguments.networks}
+        for flag in ("size", "devices", "steps", "rounds"):
+            if getattr(arguments, flag) < 1:
+                raise RefineError(f"--{flag} = {getattr(arguments, flag)}: allowed: 1 and more")
+        if min(arguments.batch) < 1:
+            raise RefineError(f"--batch = {min(arguments.batch)}: allowed: 1 and more")
+        for flag, there in (("networks", networks.names()), ("defenses", registry.names())):
+            for name in getattr(arguments, flag):
+                choose(f"--{flag}", name, there)
+        return arguments, {network: resolve(arguments, rest, network) for network in arguments.networks}
     except RefineError as error:
         parser.error(str(error))
+
+
+def main() -> None:
+    """Prints a table, and writes JSON where asked to."""
+    arguments, resolved = parse()
     # Programs of the first round are there in the next; those of another process are not.
     with tempfile.TemporaryDirectory() as folder:
         keep_compiled(pathlib.Path(folder))
         results = measure(arguments, resolved)
     if arguments.json:
-        described = {"environment": environment.describe(), "arguments": vars(arguments) | {"fields": rest}}
-        arguments.json.write_text(json.dumps(described | {"networks": results}, indent=2, default=str) + "\n")
+        described = {"environment": environment.describe(), "arguments": vars(arguments), "networks": results}
+        arguments.json.write_text(json.dumps(described, indent=2, default=str) + "\n")
 
 
 if __name__ == "__main__":
