@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.defense.shrinkpad.pad = 2
     config.defense.gaussian_blur.sigma = 0.5
 
-    # Of 1,437 images, 5 % would be 72. Fewer and larger steps than the released program's, for smaller generators.
+    # Of 1,352 images, 5 % would be 68. Fewer and larger steps than the released program's, for smaller generators.
     for inversion in (config.defense.bti_dbf_p, config.defense.bti_dbf_u):
         inversion.data_fraction = 0.2
         inversion.batch_size = 32
