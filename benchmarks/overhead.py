@@ -23,6 +23,7 @@ import json
 import pathlib
 import runpy
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from unittest import mock
 import jax
 import numpy as np
 
-from refine_jax import command_line, environment, networks, settings, victim
+from refine_jax import command_line, ending, environment, networks, settings, victim
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.images import Dataset, Split
 from refine_jax.defenses import registry
@@ -40,6 +41,7 @@ from refine_jax.errors import RefineError, choose
 from refine_jax.sweep.plan import apply
 from refine_jax.training import parallel
 from refine_jax.training.compilation import keep_compiled
+from refine_jax.training.interruption import Interrupted
 from refine_jax.training.state import count_parameters
 
 K, EPOCHS = 10, 2
@@ -247,8 +249,15 @@ def _memory(own: int, victims: int) -> str:
     return f", {own / 1e6:.2f} MB, {own / victims:.2f} x" if own and victims else ""
 
 
-def measure(arguments: argparse.Namespace, resolved: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Row]]:
-    """Measures and prints what every defense costs in front of every network, whose settings are given."""
+def measure(
+    arguments: argparse.Namespace,
+    resolved: Mapping[str, Mapping[str, Any]],
+    keep: Callable[[dict[str, dict[str, Row]]], None] = lambda results: None,
+) -> dict[str, dict[str, Row]]:
+    """Measures and prints what every defense costs in front of every network, whose settings are given.
+
+    Hands what there is to `keep` after every network.
+    """
     results: dict[str, dict[str, Row]] = {}
     for network, own in resolved.items():
         training = Training(own, arguments.size, arguments.steps)
@@ -261,6 +270,7 @@ def measure(arguments: argparse.Namespace, resolved: Mapping[str, Mapping[str, A
         for name, row in rows.items():
             print_row(network, name, row)
         results[network] = rows
+        keep(results)
     return results
 
 
@@ -303,13 +313,19 @@ def parse(given: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[
 def main() -> None:
     """Prints a table, and writes JSON where asked to."""
     arguments, resolved = parse()
+    described = {"environment": environment.describe(), "arguments": vars(arguments)}
+
+    def keep(results: Mapping[str, Mapping[str, Row]]) -> None:
+        if arguments.json:
+            arguments.json.write_text(json.dumps(described | {"networks": results}, indent=2, default=str) + "\n")
+
     # Programs of the first round are there in the next; those of another process are not.
     with tempfile.TemporaryDirectory() as folder:
         keep_compiled(pathlib.Path(folder))
-        results = measure(arguments, resolved)
-    if arguments.json:
-        described = {"environment": environment.describe(), "arguments": vars(arguments), "networks": results}
-        arguments.json.write_text(json.dumps(described, indent=2, default=str) + "\n")
+        try:
+            measure(arguments, resolved, keep)
+        except Interrupted:
+            sys.exit(ending.STATUS_INTERRUPTED)
 
 
 if __name__ == "__main__":
