@@ -4,7 +4,8 @@
     python -m refine_jax.sweep --config=configs/sweeps/ablations.py:mini --workdir=runs/ablations_mini
 
 Without the mapping every class keeps its place, so that the U-Net is asked for what the classifier says already. The
-victims are those of configs/cifar.py, one a seed; of ':mini', those of configs/digits.py. Nothing was measured yet.
+victims are those of configs/cifar.py, one a seed; of ':mini', those of configs/digits.py.
+What was seen is in docs/studies.md.
 """
 
 from refine_jax.sweep import Sweep, base

@@ -6,7 +6,7 @@
 It is training images that are corrupted, and test images stay as they are: what is measured is of the distribution
 that the victim was trained on. Classes are chosen by the data set's labels, and the defense sees none of them; 0 is
 the attack's target. The victims are those of configs/cifar.py, one a seed; of ':mini', those of configs/digits.py.
-Nothing was measured yet.
+What was seen is in docs/studies.md.
 """
 
 from refine_jax.sweep import Sweep, base

@@ -3,8 +3,8 @@
     python -m refine_jax.sweep --config=configs/sweeps/contrastive.py --workdir=runs/contrastive
     python -m refine_jax.sweep --config=configs/sweeps/contrastive.py:mini --workdir=runs/contrastive_mini
 
-The victims are those of configs/cifar.py, one a seed; of ':mini', those of configs/digits.py. Nothing was
-measured yet.
+The victims are those of configs/cifar.py, one a seed; of ':mini', those of configs/digits.py.
+What was seen is in docs/studies.md.
 """
 
 from refine_jax.sweep import Sweep, base

@@ -4,8 +4,8 @@
     python -m refine_jax.sweep --config=configs/sweeps/data_fraction.py:mini --workdir=runs/data_fraction_mini
 
 Epochs are as many as ever, so that a small share also means few steps. The victims are those of configs/cifar.py, one
-a seed; of ':mini', those of configs/digits.py, from a share of 5 % on, since its batches are of 64 images. Nothing was
-measured yet.
+a seed; of ':mini', those of configs/digits.py, from a share of 5 % on, since its batches are of 64 images.
+What was seen is in docs/studies.md.
 """
 
 from refine_jax.sweep import Sweep, base

@@ -4,7 +4,7 @@
     python -m refine_jax.sweep --config=configs/sweeps/mapping.py:mini --workdir=runs/mapping_mini
 
 The derangements are drawn from seeds of their own: all else that is drawn is as with the others of a seed. The victims
-are those of configs/cifar.py, one a seed; of ':mini', those of configs/digits.py. Nothing was measured yet.
+are those of configs/cifar.py, one a seed; of ':mini', those of configs/digits.py. What was seen is in docs/studies.md.
 """
 
 from refine_jax.sweep import Sweep, base
