@@ -151,7 +151,7 @@ class Parsed(BaseException):
 def programs():
     """Commands of programs with flags, other than launch.py: (module or file, arguments)."""
     pages = [*PAGES.values(), *(page.read_text() for page in (ROOT / "results").glob("*/README.md"))]
-    joined = re.sub(r"\\\n\s*", "", "\n".join(pages))
+    joined = re.sub(r"\\\n\s*", "", "\n".join(pages)).replace("$study", "ablations")
     found = re.findall(
         r"^ {4,}python (-m (?:refine_jax|benchmarks)\.\w+|(?:fuzz|examples)/\w+\.py) (.+)$", joined, re.M
     )
@@ -165,7 +165,7 @@ def test_other_programs_take_the_flags_that_they_are_given(name, arguments, monk
     monkeypatch.chdir(ROOT)
     if name == "refine_jax.sweep":
         assert sweep.main([*shlex.split(arguments), "--list"]) == 0
-        assert " waiting" in capsys.readouterr().out
+        assert re.search(r"^\d+ runs, \d+ shared victims: ", capsys.readouterr().out, re.M)
         return
     if name == "benchmarks.overhead":  # takes fields too, and looks at all before it measures
         overhead.parse(shlex.split(arguments))
