@@ -20,6 +20,7 @@ least and the greatest,
 import argparse
 import contextlib
 import json
+import logging
 import pathlib
 import runpy
 import statistics
@@ -319,6 +320,8 @@ def main() -> None:
         if arguments.json:
             arguments.json.write_text(json.dumps(described | {"networks": results}, indent=2, default=str) + "\n")
 
+    # What defenses find amiss of a classifier of noise is no news.
+    logging.getLogger("refine_jax").setLevel(logging.ERROR)
     # Programs of the first round are there in the next; those of another process are not.
     with tempfile.TemporaryDirectory() as folder:
         keep_compiled(pathlib.Path(folder))
