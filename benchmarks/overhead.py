@@ -38,11 +38,10 @@ from refine_jax import command_line, ending, environment, networks, settings, vi
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.images import Dataset, Split
 from refine_jax.defenses import registry
-from refine_jax.errors import RefineError, choose
+from refine_jax.errors import RefineError, SettingError, choose
 from refine_jax.sweep.plan import apply
 from refine_jax.training import parallel
 from refine_jax.training.compilation import keep_compiled
-from refine_jax.training.interruption import Interrupted
 from refine_jax.training.state import count_parameters
 
 K, EPOCHS = 10, 2
@@ -300,9 +299,11 @@ def parse(given: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[
     try:
         for flag in ("size", "devices", "steps", "rounds"):
             if getattr(arguments, flag) < 1:
-                raise RefineError(f"--{flag} = {getattr(arguments, flag)}: allowed: 1 and more")
+                raise SettingError(f"--{flag}", getattr(arguments, flag), "1 or more")
         if min(arguments.batch) < 1:
-            raise RefineError(f"--batch = {min(arguments.batch)}: allowed: 1 and more")
+            raise SettingError("--batch", min(arguments.batch), "1 or more, each")
+        if arguments.json and (arguments.json.is_dir() or not arguments.json.parent.is_dir()):
+            raise SettingError("--json", str(arguments.json), "a file in a directory that is there")
         for flag, there in (("networks", networks.names()), ("defenses", registry.names())):
             for name in getattr(arguments, flag):
                 choose(f"--{flag}", name, there)
@@ -311,8 +312,8 @@ def parse(given: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[
         parser.error(str(error))
 
 
-def main() -> None:
-    """Prints a table, and writes JSON where asked to."""
+def main() -> int:
+    """Prints a table, and writes JSON where asked to; returns the exit status."""
     arguments, resolved = parse()
     described = {"environment": environment.describe(), "arguments": vars(arguments)}
 
@@ -320,16 +321,17 @@ def main() -> None:
         if arguments.json:
             arguments.json.write_text(json.dumps(described | {"networks": results}, indent=2, default=str) + "\n")
 
+    def run() -> str:
+        # Programs of the first round are there in the next; those of another process are not.
+        with tempfile.TemporaryDirectory() as folder:
+            keep_compiled(pathlib.Path(folder))
+            measure(arguments, resolved, keep)
+        return f"medians (least to greatest) of {arguments.rounds} rounds"
+
     # What defenses find amiss of a classifier of noise is no news.
     logging.getLogger("refine_jax").setLevel(logging.ERROR)
-    # Programs of the first round are there in the next; those of another process are not.
-    with tempfile.TemporaryDirectory() as folder:
-        keep_compiled(pathlib.Path(folder))
-        try:
-            measure(arguments, resolved, keep)
-        except Interrupted:
-            sys.exit(ending.STATUS_INTERRUPTED)
+    return ending.print_outcome(run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

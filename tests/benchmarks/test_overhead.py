@@ -1,6 +1,8 @@
 """What benchmarks/overhead.py computes, but for the times themselves."""
 
 import argparse
+import json
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from benchmarks import overhead
 from refine_jax import fields
 from refine_jax.defenses import registry
 from refine_jax.errors import SettingError
+from refine_jax.training.interruption import Interrupted
 from refine_jax.training.parallel import Step
 from tests import small_defense
 
@@ -90,3 +93,47 @@ def test_what_is_measured_of_a_tiny_network_is_in_its_units(capsys):
     said = capsys.readouterr().out
     assert f"tiny, refine: {refine['trained']:,} trained, {refine['kept']:,} kept" in said
     assert said.count("ms more an image") == 4
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--rounds=0", "--rounds = 0: allowed: 1 or more"),
+        ("--batch=64,0", "--batch = 0: allowed: 1 or more, each"),
+        (
+            "--json=nowhere/overhead.json",
+            "--json = 'nowhere/overhead.json': allowed: a file in a directory that is there",
+        ),
+        ("--defenses=refine,refin", "--defenses = 'refin': "),
+        ("--config=nowhere.py", "config = 'nowhere.py': "),
+        ("--config.defense.widht=3", "defense.widht"),
+        ("--round=3x", "--round"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_measured(flag, said, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        overhead.parse([flag])
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("stop", "status", "said"),
+    [(KeyboardInterrupt(), 130, "stopped"), (Interrupted("nothing was saved"), 2, "error: nothing was saved")],
+)
+def test_a_measurement_that_is_stopped_says_so_and_what_was_measured_stays(
+    stop, status, said, tmp_path, monkeypatch, capsys
+):
+    def measure(arguments, resolved, keep):
+        keep({"resnet18": {"refine": {"trained": 3}}})
+        raise stop
+
+    monkeypatch.setattr(overhead, "measure", measure)
+    monkeypatch.setattr(overhead, "keep_compiled", lambda folder: None)
+    monkeypatch.setattr("sys.argv", ["overhead", f"--json={tmp_path / 'kept.json'}"])
+    level = logging.getLogger("refine_jax").level
+    try:
+        assert overhead.main() == status
+    finally:
+        logging.getLogger("refine_jax").setLevel(level)
+    assert capsys.readouterr().err == f"{said}\n"
+    assert json.loads((tmp_path / "kept.json").read_text())["networks"] == {"resnet18": {"refine": {"trained": 3}}}
