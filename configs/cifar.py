@@ -51,3 +51,20 @@ def _make_small(config: ml_collections.ConfigDict) -> None:
     config.defense.optimizer = "adam"
     config.defense.learning_rate = 0.002
     config.defense.weight_decay = 0.0
+    # Of 2,500 images, as in the released program: fewer rounds and epochs, with smaller generators, and of twice as
+    # many steps an epoch.
+    for inversion in (config.defense.bti_dbf_p, config.defense.bti_dbf_u):
+        inversion.batch_size = 64
+        inversion.width = 16
+        inversion.pretraining_epochs = 10
+        inversion.rounds = 2
+        inversion.mask_epochs = 10
+        inversion.inversion_epochs = 8
+    config.defense.bti_dbf_p.purification_epochs = 10
+    config.defense.bti_dbf_u.unlearning_epochs = 10
+    # A smaller autoencoder, of 8 x 8 patches; how it looks for a trigger is the released program's.
+    config.defense.bdmae.patch_size = 4
+    config.defense.bdmae.width = 64
+    config.defense.bdmae.depth = 3
+    config.defense.bdmae.decoder_width = 32
+    config.defense.bdmae.epochs = 20

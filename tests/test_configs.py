@@ -8,6 +8,7 @@ import pytest
 
 from refine_jax import attacks, settings
 from refine_jax.datasets.images import Dataset, Split
+from refine_jax.defenses.registry import names
 from refine_jax.errors import SettingError
 from refine_jax.sweep.__main__ import read_sweep
 from refine_jax.sweep.plan import check_images, expand
@@ -80,9 +81,10 @@ def test_the_small_cifar_gives_each_attack_what_it_needs():
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "sweeps").glob("*.py")), ids=lambda file: file.stem)
 def test_sweeps_are_of_runs_that_can_be(file, variant, tmp_path):
     plan = expand(read_sweep(f"{file}{variant}"), tmp_path)
-    assert len({run.seed for run in plan.runs}) == (1 if file.stem == "attacks" else 3)
+    assert len({run.seed for run in plan.runs}) == (1 if file.stem in ("attacks", "defenses") else 3)
     assert f"--config=configs/sweeps/{file.name}{variant} " in file.read_text()
-    assert len(plan.victims) == (len(plan.runs) if file.stem in ("adaptive", "attacks", "networks") else 3)
+    own = file.stem in ("adaptive", "attacks", "defenses", "networks")
+    assert len(plan.victims) == (len(plan.runs) if own else 3)
     if plan.runs[0].settings["dataset"]["name"] == "digits":  # they are always there
         check_images(plan)
 
@@ -92,6 +94,15 @@ def test_the_sweep_over_attacks_is_of_all_with_what_each_needs(tmp_path):
     assert [run.values["attack.name"] for run in runs] == list(attacks.names())
     epochs = {run.values["attack.name"]: run.settings["victim"]["epochs"] for run in runs}
     assert (epochs["badnets"], epochs["wanet"]) == (2, 6)
+
+
+def test_the_comparison_is_of_all_that_see_as_much_of_the_victim(tmp_path):
+    runs = expand(read_sweep(f"{ROOT / 'configs' / 'sweeps' / 'defenses.py'}:mini"), tmp_path).runs
+    assert [run.values["attack.name"] for run in runs] == list(attacks.names())
+    split = Split(np.zeros((50_000, 32, 32, 3), np.uint8), np.zeros(50_000, np.int32))
+    for run in runs:
+        assert {*run.settings["defense"]["names"], "refine_substitute", "refine_zeroth_order"} == set(names())
+        settings.check(run.settings, Dataset("cifar10", split, split, tuple("0123456789"), (0.5,) * 3, (0.2,) * 3))
 
 
 def test_sweeps_contain_the_setting_that_they_vary(tmp_path):

@@ -3,10 +3,15 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from refine_jax.networks import layers
+from refine_jax.networks.channels import add_bias
 from refine_jax.networks.unet import pad_to
+
+# By which row of the kernel each of the two pixels that become of one has that one and the next; 3: it has it not.
+_ROWS = np.array([[1, 3], [0, 2]])  # [pixel, one or the next]
 
 
 class InstanceNorm(nn.Module):
@@ -50,6 +55,32 @@ class DoubleConv(nn.Module):
         return x
 
 
+class Double(nn.Module):
+    """A transposed 3 x 3 convolution of stride 2: [N, H, W, C] -> [N, 2H, 2W, C].
+
+    Computed as a convolution of 2 x 2 pixels that gives the four pixels which become of one. As XLA has it, of images
+    with zeros in between, it took most of a training step on a CPU (docs/performance.md).
+
+    Source: torch.nn.ConvTranspose2d(C, C, 3, stride=2, padding=1, output_padding=1) of PyTorch; the kernel is
+        flax.linen.ConvTranspose's, [3, 3, in, out].
+    """
+
+    dtype: jax.typing.DTypeLike | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns `x` doubled."""
+        n, height, width, channels = x.shape
+        kernel = self.param("kernel", layers.default_kernel_init, (3, 3, channels, channels), jnp.float32)
+        bias = self.param("bias", layers.default_bias_init(9 * channels), (channels,), jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))[_ROWS[:, :, None, None], _ROWS]
+        kernel = kernel.transpose(1, 3, 4, 0, 2, 5).reshape(2, 2, channels, 4 * channels)
+        x = layers.convolve(x, kernel, (1, 1), ((0, 1), (0, 1)))
+        x = x.reshape(n, height, width, 2, 2, channels).swapaxes(2, 3)
+        return add_bias(x.reshape(n, 2 * height, 2 * width, channels), bias)
+
+
 class Generator(nn.Module):
     """An image-to-image network: `depth` halvings, as many doublings, and skips between them.
 
@@ -86,22 +117,8 @@ class Generator(nn.Module):
             x = layers.halve_by_max(x)
         x = DoubleConv(2 * levels[-1], self.dtype, name="bottom")(x)
         for i, skip in enumerate(reversed(skips), start=1):
-            x = nn.leaky_relu(self._double(x, name=f"double{i}"))
+            x = nn.leaky_relu(Double(self.dtype, name=f"double{i}")(x))
             x = jnp.concatenate([pad_to(x, *skip.shape[1:3]), skip], axis=-1)
             x = DoubleConv(skip.shape[-1], self.dtype, name=f"up{i}")(x)
         outputs = layers.conv(levels[0], 3, 1, bias=True, dtype=self.dtype, name="outc")(x)
         return layers.at_least_float32(outputs)
-
-    def _double(self, x: jax.Array, name: str) -> jax.Array:
-        """A transposed convolution of stride 2, as torch.nn.ConvTranspose2d(C, C, 3, 2, 1, output_padding=1)."""
-        channels = x.shape[-1]
-        return nn.ConvTranspose(
-            channels,
-            (3, 3),
-            strides=(2, 2),
-            padding=((1, 2), (1, 2)),
-            dtype=self.dtype,
-            kernel_init=layers.default_kernel_init,
-            bias_init=layers.default_bias_init(9 * channels),
-            name=name,
-        )(x)
