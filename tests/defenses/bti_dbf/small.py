@@ -130,5 +130,5 @@ def settings(module, **changed):
     return {**module.DEFAULTS, **small, **short, **changed}
 
 
-# Epochs in which a purifier learns to take the trigger of `backdoored` out.
-ENOUGH = {"pretraining_epochs": 15, "mask_epochs": 5, "inversion_epochs": 10, "purification_epochs": 20}
+# Epochs in which a generator learns the trigger of `backdoored`.
+INVERTED = {"pretraining_epochs": 15, "mask_epochs": 5, "inversion_epochs": 10}

@@ -33,11 +33,19 @@ def journal(folder, **changed):
     return Journal(folder / "checkpoints", folder / "metrics.jsonl", {"of": "a test"}, 1, 60.0, **changed)
 
 
-def test_a_purifier_takes_the_trigger_out_of_images(victim):
+@pytest.mark.parametrize(
+    ("module", "enough"),
+    [
+        (purification, {"purification_epochs": 20, "norm_bound": 1.0, "rounds": 1}),
+        # With one image of a batch triggered, fine-tuning alike leaves an ASR of 67 %.
+        (unlearning, {"unlearning_epochs": 20, "unlearning_learning_rate": 0.01, "triggered_share": 0.3}),
+    ],
+)
+def test_the_trigger_means_nothing_behind_it(module, enough, victim):
     test = small.split(200, 2)
     assert min(small.rates(victim, test)) > 0.95
-    settings = small.settings(purification, **small.ENOUGH, rounds=1, norm_bound=1.0)
-    fitted = purification.fit(victim, small.split(128, 1), settings, 0, small.K)
+    settings = small.settings(module, **small.INVERTED, **enough)
+    fitted = module.fit(victim, small.split(128, 1), settings, 0, small.K)
     ba, asr = small.rates(fitted.defended, test)
     assert ba > 0.9
     assert asr < 0.2
