@@ -67,4 +67,6 @@ def _make_small(config: ml_collections.ConfigDict) -> None:
     config.defense.bdmae.width = 64
     config.defense.bdmae.depth = 3
     config.defense.bdmae.decoder_width = 32
-    config.defense.bdmae.epochs = 10
+    config.defense.bdmae.epochs = 3
+    config.defense.bdmae.batch_size = 64
+    config.defense.bdmae.learning_rate = 0.002
