@@ -3,8 +3,8 @@
     python -m refine_jax.sweep --config=configs/sweeps/defenses.py --workdir=runs/defenses
     python -m refine_jax.sweep --config=configs/sweeps/defenses.py:mini --workdir=runs/defenses_mini
 
-One seed, of configs/cifar.py and of its ':mini'. A run is one attack with its victim and all defenses: of ':mini' two
-to three hours of a core. Runs can be done apart (--run=NAME) and their results.json brought together.
+One seed, of configs/cifar.py and of its ':mini'. A run is one attack with its victim and all defenses: of ':mini'
+three hours of a core and more. Runs can be done apart (--run=NAME) and their results.json brought together.
 """
 
 from refine_jax import attacks

@@ -10,8 +10,8 @@ from refine_jax.networks import layers
 from refine_jax.networks.channels import add_bias
 from refine_jax.networks.unet import pad_to
 
-# By which row of the kernel each of the two pixels that become of one has that one and the next; 3: it has it not.
-_ROWS = np.array([[1, 3], [0, 2]])  # [pixel, one or the next]
+# Of a line: a pixel becomes two, each of which is that pixel and the next one times these rows of the kernel; 3: none.
+_ROWS = np.array([[1, 3], [0, 2]])  # [which of the two, that pixel or the next]
 
 
 class InstanceNorm(nn.Module):
@@ -58,8 +58,8 @@ class DoubleConv(nn.Module):
 class Double(nn.Module):
     """A transposed 3 x 3 convolution of stride 2: [N, H, W, C] -> [N, 2H, 2W, C].
 
-    Computed as a convolution of 2 x 2 pixels that gives the four pixels which become of one. As XLA has it, of images
-    with zeros in between, it took most of a training step on a CPU (docs/performance.md).
+    Computed as a convolution by 2 x 2 pixels that gives the four pixels which a pixel becomes. As XLA has it, of
+    images with zeros in between, it took most of a training step on a CPU (docs/performance.md).
 
     Source: torch.nn.ConvTranspose2d(C, C, 3, stride=2, padding=1, output_padding=1) of PyTorch; the kernel is
         flax.linen.ConvTranspose's, [3, 3, in, out].
