@@ -34,12 +34,13 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array, known: jax.Array | None) -> jax.Array:
         n, tokens, dim = x.shape
         x = _linear(dim, 3 * dim, self.dtype, "qkv")(x)
-        query, key, value = jnp.moveaxis(x.reshape(n, tokens, 3, self.heads, dim // self.heads), 2, 0)
-        scores = layers.at_least_float32(jnp.einsum("nqhd,nkhd->nhqk", query, key)) * (dim // self.heads) ** -0.5
+        # Heads before tokens: XLA's program for CPUs takes a third of the time that it takes the other way around.
+        query, key, value = x.reshape(n, tokens, 3, self.heads, dim // self.heads).transpose(2, 0, 3, 1, 4)
+        scores = layers.at_least_float32(jnp.einsum("nhqd,nhkd->nhqk", query, key)) * (dim // self.heads) ** -0.5
         if known is not None:
             scores = jnp.where(known[:, None, None, :], scores, -jnp.inf)
         attention = nn.softmax(scores, axis=-1).astype(value.dtype)
-        x = jnp.einsum("nhqk,nkhd->nqhd", attention, value).reshape(n, tokens, dim)
+        x = jnp.einsum("nhqk,nhkd->nhqd", attention, value).transpose(0, 2, 1, 3).reshape(n, tokens, dim)
         return _linear(dim, dim, self.dtype, "proj")(x)
 
 
