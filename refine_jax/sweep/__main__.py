@@ -149,7 +149,7 @@ def describe(plan: Plan) -> str:
 
 def write_tables(plan: Plan, folder: pathlib.Path) -> list[dict]:
     """Writes table.md, table.csv and table.json of what is done; returns the rows."""
-    rows = table.summarize([(run, state.read_results(run) if state.is_done(run) else None) for run in plan.runs])
+    rows = table.summarize([(run, state.measured(run)) for run in plan.runs])
     (folder / "table.md").write_text(table.markdown(rows))
     (folder / "table.csv").write_text(table.comma_separated(rows))
     write_json(folder / "table.json", {"schema": table.SCHEMA, "rows": rows})

@@ -76,6 +76,33 @@ def read_results(task: Task) -> dict[str, Any] | None:
     return _read(Workdir(task.workdir).results)
 
 
+def measured(task: Task) -> dict[str, Any] | None:
+    """Returns what results.json of a run holds of its defenses, with the settings that it has now.
+
+    Defenses can be there that this sweep does not ask for, and others not yet: their settings make no difference to
+    what was measured of the rest.
+
+    Returns:
+        As `read_results`, without the defenses that are not asked for; None where none of them is there.
+    """
+    if (results := read_results(task)) is None:
+        return None
+    kept = results["settings"]
+    common = [name for name in task.settings["defense"]["names"] if name in results["defenses"]]
+    own, kept = ({**of, "defense": _of_defenses(of["defense"], common)} for of in (task.settings, kept))
+    if not common or not _same(dataclasses.replace(task, settings=own), kept):
+        return None
+    return {**results, "defenses": {name: results["defenses"][name] for name in common}}
+
+
+def _of_defenses(section: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """Returns what the section 'defense' of settings says of some of its defenses."""
+    others = {*section["names"]} - {*names}
+    if "refine" in others:  # whose fields have no section of their own
+        return {"names": names, **{name: section[name] for name in names}}
+    return {**{field: value for field, value in section.items() if field not in others}, "names": names}
+
+
 def attempt(task: Task, *, overwrite: bool = False, run: Run | None = None) -> int:
     """Does a task; what goes wrong is said, and kept in failed.json of its working directory.
 

@@ -42,46 +42,47 @@ def summarize(runs: Iterable[tuple[Task, Mapping[str, Any] | None]]) -> list[dic
     """Returns a row for every combination of values and each defense, over the seeds that there are.
 
     Args:
-        runs: Each with what its results.json holds, None where it is not done.
+        runs: Each with what was measured, see `state.measured`; None where that is nothing.
 
     Returns:
-        Dicts of JSON values: 'values' (of the fields that vary), 'defense', 'seeds' (those that are done), 'missing'
-        (those that are not), 'doubtful' (those whose results.json has warnings), 'warnings' (what these say, each
-        once), 'no_defense', 'figures' and 'costs' (name to `mean_and_interval`; None where a figure is not known of
-        every seed). A defense that was measured at several strengths has a row of each. Of a single seed the
-        interval is the run's own, over its test images.
+        Dicts of JSON values: 'values' (of the fields that vary), 'defense' (None where none was measured), 'seeds'
+        (those that are done), 'missing' (those that are not), 'doubtful' (those whose results.json has warnings),
+        'warnings' (what these say, each once), 'no_defense', 'figures' and 'costs' (name to `mean_and_interval`; None
+        where a figure is not known of every seed). A defense that was measured at several strengths has a row of
+        each. Of a single seed the interval is the run's own, over its test images.
     """
     groups: dict[tuple, list[tuple[Task, Mapping[str, Any] | None]]] = {}
     for task, results in runs:
         groups.setdefault(tuple(task.values.items()), []).append((task, results))
     rows = []
     for values, members in groups.items():
-        done = [(task.seed, results) for task, results in members if results is not None]
-        general = {
-            "values": dict(values),
-            "seeds": [seed for seed, _ in done],
-            "missing": [task.seed for task, results in members if results is None],
-            "doubtful": [seed for seed, results in done if results.get("warnings")],
-            "warnings": list(dict.fromkeys(warning for _, results in done for warning in results.get("warnings", ()))),
-            "no_defense": _figures([results["no_defense"] for _, results in done], (*_BEFORE, *DISTANCE)),
-        }
-        for name, measured in (_by_defense([results for _, results in done]) if done else {None: []}).items():
-            figures, costs = _figures(measured, (*FIGURES, *DISTANCE)), _figures(measured, _COSTS)
-            rows.append({**general, "defense": name, "figures": figures, "costs": costs})
+        done = {task.seed: results for task, results in members if results is not None}
+        names = members[0][0].settings["defense"]["names"] if done else (None,)
+        for name in names:
+            of = {seed: results for seed, results in done.items() if name in results["defenses"]}
+            warnings = {seed: results.get("warnings", ()) for seed, results in of.items()}
+            general = {
+                "values": dict(values),
+                "seeds": [*of],
+                "missing": [task.seed for task, _ in members if task.seed not in of],
+                "doubtful": [seed for seed, found in warnings.items() if found],
+                "warnings": list(dict.fromkeys(warning for found in warnings.values() for warning in found)),
+                "no_defense": _figures([results["no_defense"] for results in of.values()], (*_BEFORE, *DISTANCE)),
+            }
+            for label, measured in _by_strength(name, [*of.values()]).items():
+                figures, costs = _figures(measured, (*FIGURES, *DISTANCE)), _figures(measured, _COSTS)
+                rows.append({**general, "defense": label, "figures": figures, "costs": costs})
     return rows
 
 
-def _by_defense(done: Sequence[Mapping[str, Any]]) -> dict[str | None, list[Mapping[str, Any]]]:
-    """Returns the figures of each defense, one of each run; below it, those at its other strengths."""
-    found: dict[str | None, list[Mapping[str, Any]]] = {}
-    varied = strengths.varied(done[0])
-    for name in done[0]["defenses"]:
-        found[name] = [results["defenses"][name] for results in done]
-        field, entries = varied.get(name, ("", []))
-        for place, entry in enumerate(entries):
-            if not entry["chosen"]:
-                label = f"{name}, {field} {entry['settings'][field]}"
-                found[label] = [results["defenses"][name]["sweep"][place] for results in done]
+def _by_strength(name: str | None, done: Sequence[Mapping[str, Any]]) -> dict[str | None, list[Mapping[str, Any]]]:
+    """Returns the figures of a defense, one of each run; below them, those at its other strengths."""
+    found: dict[str | None, list[Mapping[str, Any]]] = {name: [results["defenses"][name] for results in done]}
+    field, entries = strengths.varied(done[0]).get(str(name), ("", [])) if done else ("", [])
+    for place, entry in enumerate(entries):
+        if not entry["chosen"]:
+            label = f"{name}, {field} {entry['settings'][field]}"
+            found[label] = [results["defenses"][name]["sweep"][place] for results in done]
     return found
 
 
@@ -120,7 +121,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         "Of several seeds: means, with 95 % intervals by Student's t, which tell how "
         "far seeds differ. Of one: its figure, with a 95 % interval that tells of the number of test images alone."
     )
-    doubts = [f"\nWARNING: {_doubt(row)}\n" for row in rows if row["doubtful"]]
+    doubts = dict.fromkeys(f"\nWARNING: {_doubt(row)}\n" for row in rows if row["doubtful"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{legend}\n" + "".join(doubts)
 
 

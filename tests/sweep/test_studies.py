@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 
-from refine_jax import attacks
 from refine_jax.sweep import __main__ as program
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,9 +35,5 @@ def test_every_study_is_among_them():
 
 
 def test_the_table_of_the_defenses_is_that_of_its_runs(tmp_path, monkeypatch):
-    """As far as it goes, BDMAE not among them: while runs are missing, the status says so."""
-    done = len(list((DEFENSES / "runs").iterdir()))
-    assert done
-    names = "('refine','bti_dbf_p','bti_dbf_u','shrinkpad','gaussian_blur','jpeg','bit_depth')"
-    status = 0 if done == len(attacks.names()) else 2
-    check_table(DEFENSES, tmp_path, monkeypatch, f"--config.defense.names={names}", status=status)
+    """As far as it goes: while anything is missing, the status says so."""
+    check_table(DEFENSES, tmp_path, monkeypatch, status=2)

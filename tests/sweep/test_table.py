@@ -95,8 +95,27 @@ def test_a_sweep_of_which_nothing_is_done_has_a_table_too(tmp_path):
     assert "| 3 | - | 0 of 2 | - |" in text
 
 
+def test_a_defense_that_is_not_measured_yet_has_a_row_that_says_so(tmp_path):
+    sweep = make({"attack.target": (0, 1)}, seeds=(0, 1))
+    sweep.base.defense.names = ("jpeg", "refine", "shrinkpad")
+    runs = plan.expand(sweep, tmp_path).runs
+    refine, jpeg = {"refine": figures(0.7, 0.01)}, {"jpeg": figures(0.8, 0.9)}
+    results = [{"no_defense": figures(0.9, 1.0), "defenses": defenses} for defenses in (refine | jpeg, refine)]
+    rows = table.summarize(zip(runs, [*results, None, None], strict=True))
+    assert [(row["values"]["attack.target"], row["defense"], row["seeds"], row["missing"]) for row in rows] == [
+        (0, "jpeg", [0], [1]),
+        (0, "refine", [0, 1], []),
+        (0, "shrinkpad", [], [0, 1]),
+        (1, None, [], [0, 1]),
+    ]
+    lines = table.markdown(rows).splitlines()
+    assert "| 0 | shrinkpad | 0 of 2 | - | - | - |" in lines[4]
+
+
 def test_a_defense_of_several_strengths_has_a_row_of_each(tmp_path):
-    runs = plan.expand(make({"defense.depth": (3,)}, seeds=(0, 1)), tmp_path).runs
+    sweep = make({"attack.target": (0,)}, seeds=(0, 1))
+    sweep.base.defense.names = ("shrinkpad",)
+    runs = plan.expand(sweep, tmp_path).runs
 
     def results(ba):
         sweep = [{"settings": {"pad": pad}, "chosen": pad == 2, **figures(ba - 0.1 * pad, 0.5)} for pad in (1, 2, 4)]

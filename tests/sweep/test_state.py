@@ -1,0 +1,77 @@
+"""What counts of a run that was made with other defenses than its sweep asks for."""
+
+import pytest
+
+from refine_jax import settings
+from refine_jax.files import write_record
+from refine_jax.sweep import plan, state
+from refine_jax.workdir import Workdir
+from tests.sweep.fake import figures, make
+
+NAMES = ("refine", "jpeg", "shrinkpad")
+
+
+def task_of(folder, names=NAMES, **fields):
+    sweep = make({"attack.target": (0,)}, seeds=(0,))
+    sweep.base.defense.names = names
+    sweep.base.update_from_flattened_dict(fields)
+    (run,) = plan.expand(sweep, folder).runs
+    return run
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Leaves results.json of a run with these defenses and fields."""
+
+    def leave(*names, **fields):
+        task = task_of(tmp_path, names, **fields)
+        work = Workdir(task.workdir)
+        work.create()
+        defenses = {name: figures(0.9, number / 10) for number, name in enumerate(names)}
+        resolved = settings.complete(task.config)
+        write_record(
+            work.results, {"settings": resolved, "no_defense": figures(0.9, 1.0), "defenses": defenses, "warnings": []}
+        )
+        return defenses
+
+    return leave
+
+
+@pytest.mark.parametrize(
+    ("names", "counted"),
+    [
+        (NAMES, NAMES),
+        (("shrinkpad", "refine"), ("refine", "shrinkpad")),
+        (("jpeg",), ("jpeg",)),
+        (("bit_depth", *NAMES), NAMES),
+        (("bit_depth", "shrinkpad"), ("shrinkpad",)),
+    ],
+)
+def test_the_defenses_that_are_there_count(kept, tmp_path, names, counted):
+    defenses = kept(*names)
+    task = task_of(tmp_path)
+    found = state.measured(task)
+    assert found["defenses"] == {name: defenses[name] for name in counted}
+    assert [*found["defenses"]] == [*counted]
+    assert state.is_done(task) == (names == NAMES)
+
+
+def test_others_than_are_asked_for_are_nothing(kept, tmp_path):
+    assert state.measured(task_of(tmp_path)) is None
+    kept("bit_depth")
+    assert state.measured(task_of(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "counts"),
+    [
+        ("defense.shrinkpad.pad", 1, False),
+        ("defense.jpeg.quality", 50, True),  # of a defense that is not there yet
+        ("defense.sup_weight", 0.0, False),
+        ("victim.epochs", 3, False),
+        ("run.log_every", 3, True),
+    ],
+)
+def test_what_was_measured_with_other_settings_does_not(kept, tmp_path, field, value, counts):
+    kept("refine", "shrinkpad")
+    assert (state.measured(task_of(tmp_path, **{field: value})) is not None) == counts
