@@ -40,7 +40,8 @@ def evaluate(run: Run) -> dict[str, Any]:
     """Measures the victim alone and behind each defense, on the whole test set, and writes results.json.
 
     What is measured is kept for each defense, and for each of its strengths, by itself, so that a defense that is
-    added, or an evaluation that is cut short, does not cost the others' figures.
+    added, or an evaluation that is cut short, does not cost the others' figures; of one that takes long, what was
+    answered is kept once a minute.
     """
     attack, classifier = load_victim(run)
     defended = {name: load_defense(run, name, classifier) for name in run.defenses}
@@ -169,8 +170,12 @@ def ask(run: Run, name: str, predict: Predict, images: np.ndarray, shown: Trigge
     path, identity = run.work.answers(name), identity_of(run, name)
     if (kept_before := answers.load(path, identity)) is not None:
         return kept_before
-    given = evaluation.answer(predict, images, None if shown is None else shown.images, transport.SAMPLE)
+    triggered = None if shown is None else shown.images
+    counts = {"clean": len(images), "triggered": 0 if triggered is None else len(triggered)}
+    so_far = answers.Unfinished(run.work.unfinished(name), identity, name.replace("_", " "), counts)
+    given = evaluation.answer(predict, images, triggered, transport.SAMPLE, so_far)
     answers.save(path, given, identity)
+    so_far.clear()
     return given
 
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import chex
 import jax
@@ -46,11 +46,25 @@ class Answers:
     triggered_scores: np.ndarray | None = None
 
 
+class Memory(Protocol):
+    """Remembers what a classifier that takes long has answered, so that one who was cut off goes on from there.
+
+    `kind` is 'clean' or 'triggered'; scores are float [n, K], of the first n images of that kind.
+    """
+
+    def recall(self, kind: str) -> np.ndarray | None:
+        """Returns the scores that were noted before, None where there are none."""
+
+    def note(self, kind: str, batches: Sequence[np.ndarray]) -> None:
+        """Is told the scores of all batches so far, after each."""
+
+
 def answer(
     predict: Callable[[jax.Array], jax.Array],
     images: np.ndarray | None,
     triggered: np.ndarray | None,
     sampled: int = 0,
+    memory: Memory | None = None,
 ) -> Answers:
     """Asks a classifier for the class of each image.
 
@@ -60,6 +74,7 @@ def answer(
         triggered: uint8 [M, H, W, 3]; None: it is not asked.
         sampled: Of how many images of both kinds the scores are kept at most, where it is asked for both; which ones
             is the rule of `transport.sample`, and where N is M they are the same.
+        memory: What it knows of these images is not asked for again.
 
     Raises:
         RefineError: A score is not a number.
@@ -73,7 +88,9 @@ def answer(
             chex.assert_rank(asked, 4)
             chex.assert_type(asked, np.uint8)
             rows = transport.sample(len(asked), sampled) if sampled else None
-            found[name], num_classes, found[f"{name}_scores"] = _ask(predict, asked, BATCH_SIZE, rows)
+            scores = _ask(predict, asked, BATCH_SIZE, name, memory)
+            found[name], num_classes = scores.argmax(axis=1), scores.shape[1]
+            found[f"{name}_scores"] = None if rows is None else scores[rows]
     return Answers(**found, num_classes=num_classes)
 
 
@@ -230,27 +247,27 @@ def predict_classes(
     Raises:
         RefineError: A score is not a number: the largest of them would mean nothing.
     """
-    answers, num_classes, _ = _ask(predict, images, batch_size, None)
-    return answers, num_classes
+    scores = _ask(predict, images, batch_size)
+    return scores.argmax(axis=1), scores.shape[1]
 
 
-def _ask(predict, images, batch_size: int, rows: np.ndarray | None) -> tuple[np.ndarray, int, np.ndarray | None]:
-    """`predict_classes`, and the scores of some images, in order.  -> [N], K, [n, K]"""
+def _ask(predict, images, batch_size: int, kind: str = "", memory: Memory | None = None) -> np.ndarray:
+    """Returns the scores of images.  -> [N, K]"""
     batch_size = max(1, min(batch_size, len(images)))
-    answers, kept, num_classes = [], [], 0
+    known = None if memory is None else memory.recall(kind)
+    batches = [] if known is None else [known]
     # Without an image, `predict` still tells how many classes there are.
-    for start in range(0, max(1, len(images)), batch_size):
+    for start in range(0 if known is None else len(known), max(1, len(images)), batch_size):
         batch = np.asarray(images[start : start + batch_size])
         count = len(batch)
         batch = np.pad(batch, ((0, batch_size - count), (0, 0), (0, 0), (0, 0)))
         scores = np.asarray(predict(jnp.asarray(batch, jnp.float32) / 255))[:count]  # [count, K]
         if np.isnan(scores).any():
             raise RefineError("the classifier's scores are not numbers (NaN): its training has diverged")
-        num_classes = scores.shape[1]
-        answers.append(scores.argmax(axis=1))
-        if rows is not None:
-            kept.append(scores[rows[(start <= rows) & (rows < start + count)] - start])
-    return np.concatenate(answers), num_classes, np.concatenate(kept) if kept else None
+        batches.append(scores)
+        if memory is not None:
+            memory.note(kind, batches)
+    return np.concatenate(batches)
 
 
 def output_distance(answers: Answers, *, logits: bool) -> tuple[float | None, int | None]:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from refine_jax import answers
+from refine_jax import answers, evaluation
 from refine_jax.evaluation import Answers
 
 IDENTITY = {"victim": "ab", "defense": None, "settings": {"weights": [1, 2.5]}}
@@ -49,3 +49,70 @@ def test_damaged_answers_are_none_and_that_is_said(kept, caplog):
     kept.write_bytes(whole[: len(whole) // 2])
     assert answers.load(kept, IDENTITY) is None
     assert caplog.text.count("is damaged") == 2
+
+
+class Slow:
+    """A classifier that answers with an image's first pixel, and is cut off before its batch number `last`."""
+
+    def __init__(self, last=99):
+        self.batches, self._last = 0, last
+
+    def __call__(self, images):
+        if self.batches == self._last:
+            raise KeyboardInterrupt
+        self.batches += 1
+        return np.eye(10, dtype=np.float32)[np.rint(np.asarray(images)[:, 0, 0, 0] * 255).astype(int)]
+
+
+@pytest.fixture
+def images(monkeypatch):
+    """Five batches of clean images and three of triggered ones."""
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", 4)
+    monkeypatch.setattr(answers, "_INTERVAL", 0.0)
+    return {"clean": pixels(rng, 18), "triggered": pixels(rng, 10)}
+
+
+def pixels(rng, count):
+    return rng.integers(0, 10, (count, 2, 2, 3), dtype=np.uint8)
+
+
+def ask(path, images, predict, identity=IDENTITY):
+    counts = {kind: len(of) for kind, of in images.items()}
+    so_far = answers.Unfinished(path, identity, "slow", counts)
+    return evaluation.answer(predict, images["clean"], images["triggered"], 6, so_far)
+
+
+@pytest.mark.parametrize("last", [1, 4, 5, 7])
+def test_a_classifier_that_is_cut_off_goes_on_where_it_was(images, tmp_path, caplog, last):
+    caplog.set_level("INFO")
+    path = tmp_path / "evaluation" / "slow.unfinished.npz"
+    whole = evaluation.answer(Slow(), images["clean"], images["triggered"], 6)
+    with pytest.raises(KeyboardInterrupt):
+        ask(path, images, Slow(last))
+    rest = Slow()
+    found = ask(path, images, rest)
+    assert rest.batches == 8 - last
+    for name in ("clean", "triggered", "clean_scores", "triggered_scores"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+    assert found.num_classes == 10
+    assert f"slow goes on after {min(4 * last, 18) + 4 * max(0, last - 5)} images" in caplog.text
+    assert "slow, 4 of 28 images, 0:00 left" in caplog.text
+
+
+def test_what_was_answered_to_others_is_asked_again(images, tmp_path):
+    path = tmp_path / "slow.unfinished.npz"
+    with pytest.raises(KeyboardInterrupt):
+        ask(path, images, Slow(3))
+    for identity in ({**IDENTITY, "victim": "ac"}, IDENTITY):  # the second finds what the first has left
+        again = Slow()
+        ask(path, images, again, identity)
+        assert again.batches == 8
+
+
+def test_a_classifier_that_is_done_at_once_leaves_nothing(images, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(answers, "_INTERVAL", 60.0)
+    ask(tmp_path / "quick.unfinished.npz", images, Slow())
+    assert not [*tmp_path.iterdir()]
+    assert not caplog.text
