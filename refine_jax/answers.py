@@ -16,8 +16,6 @@ from refine_jax.training.log import format_seconds
 logger = logging.getLogger(__name__)
 
 _SCORES = ("clean_scores", "triggered_scores")  # the first versions have not kept them
-
-
 # Seconds between two times that a classifier which takes long is kept and spoken of.
 _INTERVAL = 60.0
 

@@ -168,11 +168,13 @@ def ask(run: Run, name: str, predict: Predict, images: np.ndarray, shown: Trigge
         shown: Triggered ones, where they are known.
     """
     path, identity = run.work.answers(name), identity_of(run, name)
+    unfinished = run.work.unfinished(name)
     if (kept_before := answers.load(path, identity)) is not None:
+        unfinished.unlink(missing_ok=True)  # of a run that was killed before it was deleted
         return kept_before
     triggered = None if shown is None else shown.images
     counts = {"clean": len(images), "triggered": 0 if triggered is None else len(triggered)}
-    so_far = answers.Unfinished(run.work.unfinished(name), identity, name.replace("_", " "), counts)
+    so_far = answers.Unfinished(unfinished, identity, name.replace("_", " "), counts)
     given = evaluation.answer(predict, images, triggered, transport.SAMPLE, so_far)
     answers.save(path, given, identity)
     so_far.clear()
