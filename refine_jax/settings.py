@@ -219,5 +219,7 @@ def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
         for variant in registry.variants(name, settings["defense"], dataset.image_size).values():
             with _as_sweep(name, settings["defense"][name]):
                 DEFENSES[name].check(section, variant, available, dataset.image_size)
+                if hasattr(DEFENSES[name], "check_strength"):
+                    DEFENSES[name].check_strength(section, own, variant[DEFENSES[name].STRENGTH])
         if "batch_size" in own:
             execution.check_batch(f"{section}.batch_size", own["batch_size"])

@@ -106,7 +106,8 @@ def test_usual_strengths_are_possible_and_several(side):
     section = settings.default().defense.to_dict()
     for name, module in registry.DEFENSES.items():
         found = registry.variants(name, section, (side, side))
-        assert bool(found) == hasattr(module, "STRENGTH") == (registry.SWEEP in module.DEFAULTS)
+        assert hasattr(module, "STRENGTH") == (registry.SWEEP in module.DEFAULTS)
+        assert bool(found) == (hasattr(module, "STRENGTH") and bool(module.strengths((side, side))))
         for variant in found.values():
             module.check(name, variant, 100, (side, side))
         assert len(found) >= 3 or not found

@@ -23,6 +23,12 @@ and, where one of its settings is looked at only by `load`, and says how strong 
                     beside the chosen one; open: those of `strengths`, empty: none. Nothing that is fitted depends on
                     it, so it is left out of the settings that the others are given
     strengths(image_size) -> usual values, of use for images of (H, W)
+    check_strength(prefix, settings, value)
+                    where a fit with some settings does not hold all values: refuses the others
+
+and, where it has got settings that it did not have at first,
+
+    LATER           those, with the values that say what was so before
 
 where `defended(images float [0, 1]) -> probabilities [N, K]` is a pytree, so that it can be handed to a jitted
 function, with
@@ -127,13 +133,36 @@ def identifying(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return without_later(settings_of(name, settings)) if name == "refine" else settings_of(name, settings)
 
 
+def same(name: str, settings: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Returns whether a defense has the same settings of its own in two sections 'defense'.
+
+    Args:
+        name: Of the defense.
+        settings: The section; perhaps of before some of its fields were there.
+        others: Likewise.
+    """
+    own = []
+    for section in (settings, others):
+        of = without_later(section if name == "refine" else section.get(name, {}))
+        own.append({field: of[field] for field in DEFENSES[name].DEFAULTS if field in of and field != SWEEP})
+    return own[0] == own[1]
+
+
 def without_later(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves out fields that came later where they say what was so before, so that earlier outcomes stay known.
 
     Args:
         settings: The section 'defense' of a configuration, or REFINE's own of it.
     """
-    return {name: value for name, value in settings.items() if name not in refine.LATER or value != refine.LATER[name]}
+    sections = {
+        name: module.LATER for name, module in DEFENSES.items() if name in settings and hasattr(module, "LATER")
+    }
+    earlier = {name: _without(settings[name], later) for name, later in sections.items()}
+    return {**_without(settings, refine.LATER), **earlier}
+
+
+def _without(settings: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in later or value != later[name]}
 
 
 def variants(name: str, settings: Mapping[str, Any], image_size: tuple[int, int]) -> dict[str, dict[str, Any]]:

@@ -25,7 +25,11 @@ from refine_jax.defenses.bti_dbf import losses
 from refine_jax.defenses.bti_dbf import settings as own_settings
 from refine_jax.defenses.bti_dbf.inversion import Inversion, found, half, noisy, require_halves
 from refine_jax.defenses.bti_dbf.phases import Phases, carried, checkpoints_of
+from refine_jax.defenses.bti_dbf.settings import LATER as LATER
+from refine_jax.defenses.bti_dbf.settings import STRENGTH as STRENGTH
 from refine_jax.defenses.bti_dbf.settings import check as check
+from refine_jax.defenses.bti_dbf.settings import check_strength as check_strength
+from refine_jax.defenses.bti_dbf.settings import strengths as strengths
 from refine_jax.defenses.contract import Fitted, Needs
 from refine_jax.keys import named_key
 from refine_jax.networks.generator import Generator
@@ -34,7 +38,7 @@ from refine_jax.training.checkpoints import read
 from refine_jax.training.parallel import ONE_DEVICE, Execution
 from refine_jax.training.state import count_parameters
 
-DEFAULTS = own_settings.PURIFICATION
+DEFAULTS = {**own_settings.PURIFICATION, "sweep": tuple}  # of rounds
 NEEDS = Needs(gradients=True, labels=True, clean_images=True)
 
 
@@ -132,7 +136,7 @@ def load(
     Args:
         checkpoints: The folder that they are in.
         classifier: That was defended.
-        settings: The section 'defense.bti_dbf_p' of a configuration, as it was trained with.
+        settings: The section 'defense.bti_dbf_p' of a configuration, as it was trained with, or with fewer rounds.
         image_size: (H, W) of the images that it was trained on.
     """
     arrays, _ = read(checkpoints_of(checkpoints, f"purification{settings['rounds']}"))

@@ -27,6 +27,31 @@ INVERSION = {
 PURIFICATION = {**INVERSION, "purification_epochs": 30, "purification_norm_bound": 0.05}
 UNLEARNING = {**INVERSION, "unlearning_epochs": 30, "unlearning_learning_rate": 1e-4}
 
+# Nothing that is drawn depends on how many rounds follow: a fit holds the outcome of each shorter one.
+STRENGTH = "rounds"
+# What came later, and the value that says what was so before.
+LATER = {"sweep": None}
+
+
+def strengths(image_size: tuple[int, int]) -> tuple[int, ...]:
+    """Returns no numbers of rounds: each takes two passes over the test set, so they are looked at when asked for."""
+    return ()
+
+
+def check_strength(prefix: str, settings: Mapping[str, Any], value: int) -> None:
+    """Refuses a number of rounds that a fit does not come by.
+
+    Args:
+        prefix: Name of the section, for the error.
+        settings: That it is fitted with.
+        value: Rounds.
+
+    Raises:
+        SettingError: They are more than are done.
+    """
+    if value > settings[STRENGTH]:
+        raise SettingError(f"{prefix}.{STRENGTH}", value, f"at most the {settings[STRENGTH]} of {prefix}.{STRENGTH}")
+
 
 def check(prefix: str, settings: Mapping[str, Any], num_images: int, image_size: tuple[int, int]) -> None:
     """Refuses what BTI-DBF cannot be fitted with.

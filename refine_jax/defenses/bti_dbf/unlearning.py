@@ -28,14 +28,18 @@ from refine_jax.defenses.bti_dbf.inversion import (
     with_variables,
 )
 from refine_jax.defenses.bti_dbf.phases import Phases, carried, checkpoints_of, fresh_state
+from refine_jax.defenses.bti_dbf.settings import LATER as LATER
+from refine_jax.defenses.bti_dbf.settings import STRENGTH as STRENGTH
 from refine_jax.defenses.bti_dbf.settings import check as check
+from refine_jax.defenses.bti_dbf.settings import check_strength as check_strength
+from refine_jax.defenses.bti_dbf.settings import strengths as strengths
 from refine_jax.defenses.contract import Fitted, Needs
 from refine_jax.training import loop
 from refine_jax.training.checkpoints import read
 from refine_jax.training.parallel import ONE_DEVICE, Execution
 from refine_jax.training.state import count_parameters
 
-DEFAULTS = own_settings.UNLEARNING
+DEFAULTS = {**own_settings.UNLEARNING, "sweep": tuple}  # of rounds
 NEEDS = Needs(gradients=True, labels=True, clean_images=True)
 
 
@@ -119,7 +123,7 @@ def load(
     Args:
         checkpoints: The folder that they are in.
         classifier: That was given to it.
-        settings: The section 'defense.bti_dbf_u' of a configuration, as it was trained with.
+        settings: The section 'defense.bti_dbf_u' of a configuration, as it was trained with, or with fewer rounds.
         image_size: (H, W) of the images that it was trained on.
     """
     arrays, _ = read(checkpoints_of(checkpoints, f"unlearning{settings['rounds']}"))

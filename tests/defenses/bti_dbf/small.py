@@ -10,6 +10,7 @@ import pytest
 
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.images import Split
+from refine_jax.defenses.registry import SWEEP
 from refine_jax.networks import registry
 from refine_jax.networks.norm import BatchNorm
 
@@ -123,11 +124,12 @@ def rates(defended, test):
 
 def settings(module, **changed):
     """A defense's settings, made small."""
+    usual = {name: value for name, value in module.DEFAULTS.items() if name != SWEEP}
     small = {"data_fraction": 1.0, "batch_size": 32, "width": 2, "depth": 1, "rounds": 2, "crop_padding": 0}
     small |= {"learning_rate": 0.01, "mask_learning_rate": 0.1}
-    small |= {"unlearning_learning_rate": 0.002} if "unlearning_epochs" in module.DEFAULTS else {}
-    short = {name: 1 for name in module.DEFAULTS if name.endswith("epochs")}
-    return {**module.DEFAULTS, **small, **short, **changed}
+    small |= {"unlearning_learning_rate": 0.002} if "unlearning_epochs" in usual else {}
+    short = {name: 1 for name in usual if name.endswith("epochs")}
+    return {**usual, **small, **short, **changed}
 
 
 # Epochs in which a generator learns the trigger of `backdoored`.

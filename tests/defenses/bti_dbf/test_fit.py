@@ -83,6 +83,13 @@ def test_a_fit_that_is_stopped_comes_to_the_same(module, phase, victim, tmp_path
     assert hash_arrays(loaded.parts()) == hash_arrays(whole.defended.parts())
     assert jax.tree.structure(loaded) == jax.tree.structure(whole.defended)
 
+    # What one round comes to is kept, and is what a fit of one round comes to.
+    monkeypatch.setattr(loop, "_run", run)
+    shorter = {**settings, "rounds": 1}
+    first = module.load(tmp_path / "checkpoints", victim, shorter, (small.SIDE, small.SIDE))
+    one_round = module.fit(victim, clean, shorter, 3, small.K)
+    assert hash_arrays(first.parts()) == hash_arrays(one_round.defended.parts()) != hash_arrays(loaded.parts())
+
 
 def order(module):
     last = {purification: "purification", unlearning: "unlearning"}[module]

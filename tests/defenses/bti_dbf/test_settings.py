@@ -4,21 +4,27 @@ import jax
 import numpy as np
 import pytest
 
-from refine_jax import fields
+from refine_jax import fields, pipeline
 from refine_jax.classifier import Classifier
+from refine_jax.defenses import registry
 from refine_jax.defenses.bti_dbf import purification, unlearning
 from refine_jax.errors import SettingError
 from refine_jax.function_classifier import wrap
 from refine_jax.settings import complete, default
 from tests.defenses.bti_dbf.small import net_fixture, settings, split  # noqa: F401
 from tests.small_defense import K, Linear, registered
+from tests.small_run import config, tiny_fixture  # noqa: F401
 
 BOTH = pytest.mark.parametrize("module", [purification, unlearning])
 
 
+def usual(module):
+    return {name: value for name, value in module.DEFAULTS.items() if name != registry.SWEEP}
+
+
 @BOTH
 def test_the_released_programs_settings_are_fine_for_its_images(module):
-    module.check("defense.x", module.DEFAULTS, 50_000, (32, 32))
+    module.check("defense.x", usual(module), 50_000, (32, 32))
 
 
 @BOTH
@@ -40,7 +46,27 @@ def test_the_released_programs_settings_are_fine_for_its_images(module):
 )
 def test_impossible_settings(module, changed, message):
     with pytest.raises(SettingError, match=message):
-        module.check("defense.x", {**module.DEFAULTS, **changed}, 50_000, (32, 40))
+        module.check("defense.x", {**usual(module), **changed}, 50_000, (32, 40))
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        (
+            (1, 4),
+            r"bti_dbf_p\.sweep = \(1, 4\): allowed: values of rounds, each at most the 3 of",
+        ),
+        ((0,), r"bti_dbf_p\.sweep = \(0,\): allowed: values of rounds, each a whole number, 1 or more"),
+        ((1.5,), r"bti_dbf_p\.sweep = \(1\.5,\): allowed: values of rounds, each a whole number"),
+    ],
+)
+def test_rounds_that_a_fit_does_not_come_by_are_refused(sweep, message, tmp_path, tiny):
+    made = config(defense__names=("bti_dbf_p",))
+    own = made.defense.bti_dbf_p
+    own.rounds, own.sweep, own.depth, own.data_fraction, own.batch_size = 3, sweep, 3, 1.0, 32
+    with pytest.raises(SettingError, match=message):
+        pipeline.run(made, str(tmp_path / "work"))
+    assert not (tmp_path / "work").exists()
 
 
 def test_each_has_settings_of_its_own_in_a_configuration():
