@@ -13,6 +13,7 @@ from refine_jax.errors import DataError, WorkdirError
 from refine_jax.files import write_json
 
 MANIFEST = "manifest.json"
+_PARTIAL, _OLD = ".partial", ".old"
 
 
 @contextlib.contextmanager
@@ -22,16 +23,15 @@ def writing(directory: pathlib.Path, manifest: Mapping[str, Any]) -> Iterator[pa
     Until then it lies beside it under another name, and an earlier folder stays in its place.
 
     Args:
-        directory: A folder with a manifest that is there already is replaced.
+        directory: A folder that is there already is replaced, where `require_own` has nothing against it.
         manifest: JSON values; the files, each with its SHA-256 and its size, are added under 'files'.
 
     Raises:
-        WorkdirError: `directory` is something without a manifest, or cannot be written.
+        WorkdirError: `directory` is not of this program, or cannot be written.
     """
     directory = directory.expanduser().absolute()
-    if directory.exists() and not (directory / MANIFEST).is_file() and not _is_empty(directory):
-        raise WorkdirError(f"{directory} is there and has no {MANIFEST}, so it is not of this program: move it away")
-    folder = directory.with_name(f".{directory.name}.partial")
+    require_own(directory)
+    folder = directory.with_name(f".{directory.name}{_PARTIAL}")
     shutil.rmtree(folder, ignore_errors=True)  # of a process that died
     try:
         folder.mkdir(parents=True)
@@ -48,6 +48,19 @@ def writing(directory: pathlib.Path, manifest: Mapping[str, Any]) -> Iterator[pa
         _replace(folder, directory)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_own(directory: pathlib.Path) -> None:
+    """Refuses a folder that this program has not written: without a manifest, or folders that have each their own.
+
+    Raises:
+        WorkdirError: It is such a one, or a file.
+    """
+    if not directory.exists() or _has_manifest(directory):
+        return
+    parts = [path for path in directory.iterdir() if not _is_rest(path)] if directory.is_dir() else [directory]
+    if not all(map(_has_manifest, parts)):
+        raise WorkdirError(f"{directory} is there and has no {MANIFEST}, so it is not of this program: move it away")
 
 
 def read_manifest(directory: pathlib.Path, schema: int) -> dict[str, Any]:
@@ -129,8 +142,13 @@ def _is_entry(item: tuple[str, Any]) -> bool:
     return inside and isinstance(entry, dict) and all(isinstance(entry.get(f), kind) for f, kind in fields.items())
 
 
-def _is_empty(directory: pathlib.Path) -> bool:
-    return directory.is_dir() and not any(directory.iterdir())
+def _has_manifest(directory: pathlib.Path) -> bool:
+    return (directory / MANIFEST).is_file()
+
+
+def _is_rest(path: pathlib.Path) -> bool:
+    """Whether it is what a process has left that died while it wrote a folder."""
+    return path.name.startswith(".") and path.suffix in (_PARTIAL, _OLD)
 
 
 def _hash(path: pathlib.Path) -> str:
@@ -143,7 +161,7 @@ def _replace(folder: pathlib.Path, directory: pathlib.Path) -> None:
     if not directory.exists():
         os.rename(folder, directory)
         return
-    old = directory.with_name(f".{directory.name}.old")
+    old = directory.with_name(f".{directory.name}{_OLD}")
     shutil.rmtree(old, ignore_errors=True)
     os.rename(directory, old)
     os.rename(folder, directory)

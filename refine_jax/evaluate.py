@@ -162,6 +162,8 @@ def _read_triggered(
 ) -> tuple[np.ndarray | None, np.ndarray | None, int, dict[str, Any] | None]:
     """Returns triggered images and their labels, None where none are asked for, the target, and what they are."""
     if given.triggered is not None:
+        if given.option:
+            raise SettingError("--option", given.option[0], "only with --attack: pictures have none")
         target = given.target or 0
         place, size = given.triggered, images.shape[1:3]
         triggered, triggered_labels = class_folders.read("--triggered", place, names or (), size, "triggered images")

@@ -15,7 +15,7 @@ from refine_jax import answers, doubts, environment, evaluation, transport
 from refine_jax import triggered as triggered_lib
 from refine_jax.attacks import kept
 from refine_jax.attacks.trigger import Attack
-from refine_jax.defenses.registry import DEFENSES, SWEEP, identifying, settings_of, variants
+from refine_jax.defenses.registry import DEFENSES, SWEEP, identifying, same, settings_of, variants
 from refine_jax.errors import WorkdirError
 from refine_jax.files import read_record, write_record
 from refine_jax.opening import Run
@@ -219,7 +219,8 @@ def say_doubts(results: Mapping[str, Any]) -> None:
 def find_results(run: Run) -> dict[str, Any] | None:
     """Returns what results.json holds, None where it is not there or of others than these victim and defenses.
 
-    Figures at other strengths than are asked for are others, too.
+    Figures at other strengths than are asked for are others, too. Of a defense that learns nothing the hash says
+    nothing of its settings.
     """
     if not run.work.results.exists():
         return None
@@ -230,7 +231,9 @@ def find_results(run: Run) -> dict[str, Any] | None:
         return None
     swept = {name: [entry["settings"] for entry in of.get(SWEEP, ())] for name, of in results["defenses"].items()}
     wanted = {name: [*_variants(run, name).values()] for name in run.defenses}
-    return results if results["hashes"] == hashes_of(run) and swept == wanted else None
+    kept, own = results["settings"]["defense"], run.settings["defense"]
+    found = results["hashes"] == hashes_of(run) and swept == wanted
+    return results if found and all(same(name, kept, own) for name in run.defenses) else None
 
 
 def _variants(run: Run, name: str) -> dict[str, dict[str, Any]]:

@@ -17,8 +17,11 @@ BATCH_SIZE = 250
 
 
 def compiled(classifier: Any) -> Callable[[jax.Array], jax.Array]:
-    """Compiles a classifier, defended or not; its weights are an argument, so that they are not folded into it."""
-    return functools.partial(_answer, classifier)
+    """Compiles a classifier, defended or not; its weights are an argument, so that they are not folded into it.
+
+    They are brought to the device once, not with every batch.
+    """
+    return functools.partial(_answer, jax.device_put(classifier))
 
 
 # One function for all, so that classifiers that differ in their arrays alone share a program.

@@ -78,13 +78,9 @@ def open_run(
     imported = importing.read(settings["victim"], dataset) if "checkpoint" in settings["victim"] else None
     if imported is not None:
         dataset = importing.name_classes(imported, dataset)
-    settings_lib.check(settings, dataset)
-    attack, shown = build_attack(settings, dataset), None
+    attack, shown = check(settings, dataset), None
     if imported is not None:
         shown = import_stage.load_triggered(settings, dataset, imported, attack)
-    elif attack is not None:
-        victim.check(settings["victim"], dataset)
-        attack.check(dataset.train.labels)
     made_from = describe_victim(settings, dataset, imported, shown)
     work.create()
     with lock.hold(work.lock):
@@ -94,6 +90,24 @@ def open_run(
             described = {"class_names": dataset.class_names, "sha256": dataset.sha256, **dataset.changes}
             write_json(work.dataset, described)
         yield Run(settings, dataset, work, *records, imported, shown), attack
+
+
+def check(settings: Mapping[str, Any], dataset: Dataset) -> Attack | None:
+    """Refuses what is impossible with these images; returns the attack as it is drawn now, None where none is known.
+
+    Args:
+        settings: From `settings.complete`.
+        dataset: Already cut to dataset.train_images.
+
+    Raises:
+        SettingError: The first field that is impossible.
+    """
+    settings_lib.check(settings, dataset)
+    attack = build_attack(settings, dataset)
+    if attack is not None and "checkpoint" not in settings["victim"]:
+        victim.check(settings["victim"], dataset)
+        attack.check(dataset.train.labels)
+    return attack
 
 
 def load_dataset(settings: Mapping[str, Any]) -> Dataset:
@@ -165,11 +179,15 @@ def open_records(
         # Seed and precision of this run are the defense's: many may share one victim.
         record.adopt("seed")
         record.adopt("precision")
-        record.admit("victim", overwrite=False)
+        if changed := record.changes():
+            raise SettingError(
+                "victim.workdir", borrowed, f"a run whose victim has these settings; of that one {'; '.join(changed)}"
+            )
         if record.outcome is None:
             raise SettingError("victim.workdir", borrowed, "the working directory of a run whose victim is trained")
     elif record.admit("victim", overwrite=overwrite):
         work.clear()
+        record.delete()  # last: what was made from it is never there without it
 
     defenses = {}
     for name in settings["defense"]["names"]:
@@ -179,4 +197,5 @@ def open_records(
         defenses[name] = Record(work.defense(name), made_from)
         if defenses[name].admit(f"defend ({name})", overwrite=overwrite):
             work.clear_outcomes()
+            defenses[name].delete()
     return record, defenses

@@ -13,13 +13,14 @@ A stage that is done, from the same settings, is not run again.
 import functools
 import logging
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import ml_collections
 
-from refine_jax import evaluation, export, import_stage, planting, report_stage, victim
+from refine_jax import artifacts, evaluation, export, import_stage, planting, report_stage, victim
 from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
 from refine_jax.defenses import refine
@@ -96,6 +97,7 @@ def run_stages(run: Run, attack: Attack | None, stages: Sequence[str]) -> dict[s
 
 def train_victim(run: Run, attack: Attack) -> None:
     """Plants the attack into the training images, keeps what was drawn, and trains the victim on them."""
+    planting.require_same(attack, run.attack_folder)
     run.victim.begin()
     seed, dataset = run.settings["seed"], run.dataset
     planted, poisoned = planting.plant(
@@ -161,6 +163,8 @@ def train_defenses(run: Run) -> None:
 def export_defenses(run: Run) -> None:
     """Writes each defended classifier as files, with its figures where they are known; see `export.save`."""
     results, hashes = find_results(run), hashes_of(run)
+    if len(run.defenses) > 1 and (run.work.export / artifacts.MANIFEST).is_file():
+        shutil.rmtree(run.work.export)  # of when there was one, whose files lay where the others' folders are to lie
     for name in run.defenses:
         folder = run.work.export if len(run.defenses) == 1 else run.work.export / name
         figures = results and {"no_defense": results["no_defense"], "defended": results["defenses"][name]}

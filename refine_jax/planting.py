@@ -12,9 +12,12 @@ import numpy as np
 from refine_jax.attacks import kept
 from refine_jax.attacks.contact_sheet import contact_sheet
 from refine_jax.attacks.poisoning import Poisoned
+from refine_jax.attacks.registry import describe
 from refine_jax.attacks.trigger import Attack
 from refine_jax.datasets.images import Dataset
 from refine_jax.datasets.overlay import Overlay
+from refine_jax.errors import WorkdirError
+from refine_jax.fields import differences
 from refine_jax.keys import named_key
 
 logger = logging.getLogger(__name__)
@@ -22,6 +25,18 @@ logger = logging.getLogger(__name__)
 SHEET = "contact_sheet.png"
 _SHEET_ROWS = 6
 _PROGRESS_SECONDS = 15.0
+
+
+def require_same(attack: Attack, folder: pathlib.Path) -> None:
+    """Refuses a folder that holds another attack, as that of a victim does that was deleted by hand.
+
+    Raises:
+        WorkdirError: What is kept is damaged, or differs; in what.
+    """
+    if not kept.is_saved(folder):
+        return
+    if changed := differences(describe(kept.load(folder).attack), describe(attack)):
+        raise WorkdirError(f"{folder} holds another attack ({'; '.join(changed)}): delete it, or use those settings")
 
 
 def plant(
@@ -34,7 +49,7 @@ def plant(
 
     Args:
         dataset: Clean.
-        attack: Taken from the folder instead, where it holds one.
+        attack: Its arrays are taken from the folder, where it is kept there.
         folder: 'attack/' of a working directory.
         seed: For which images are poisoned, and what else is random about that.
         train_benign: Returns a benign classifier; called where the attack needs one and nothing is kept.

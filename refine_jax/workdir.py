@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from refine_jax import artifacts
 from refine_jax.errors import WorkdirError
 from refine_jax.fields import differences
 from refine_jax.files import read_record, write_record
@@ -73,17 +74,31 @@ class Workdir:
             raise WorkdirError(f"the working directory {self.root} cannot be written to: {error.strerror}") from error
 
     def clear(self) -> None:
-        """Deletes what was made with the victim and from it."""
+        """Deletes what was made with the victim and from it, but for the victim.
+
+        Raises:
+            WorkdirError: As of `clear_outcomes`; then nothing is deleted.
+        """
+        self._require_own_outcomes()
         for folder in (self.attack, self.root / "defense", self.root / "evaluation", self.root / "tensorboard"):
             shutil.rmtree(folder, ignore_errors=True)
         self.metrics.unlink(missing_ok=True)
         self.clear_outcomes()
 
     def clear_outcomes(self) -> None:
-        """Deletes what was made from the defenses."""
+        """Deletes what was made from the defenses.
+
+        Raises:
+            WorkdirError: There are files in export/ or report/ that are not of this program; then nothing is deleted.
+        """
+        self._require_own_outcomes()
         self.results.unlink(missing_ok=True)
         for folder in (self.export, self.report):
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _require_own_outcomes(self) -> None:
+        for folder in (self.export, self.report):
+            artifacts.require_own(folder)
 
 
 class Record:
@@ -135,10 +150,10 @@ class Record:
 
         Args:
             stage: Its name, for the error.
-            overwrite: Whether to delete that instead.
+            overwrite: Whether that is to be deleted instead.
 
         Returns:
-            Whether something was deleted.
+            Whether there is something to be deleted.
 
         Raises:
             WorkdirError: The folder is from other settings; which.
@@ -147,23 +162,30 @@ class Record:
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise WorkdirError(f"{self.folder} has no stage.json, so it is not of this program: move it away")
             return False
-        changed = differences(self._kept["settings"], self.settings)
-        if self._kept.get("schema") != SCHEMA:
-            changed.insert(0, f"schema: {self._kept.get('schema')} -> {SCHEMA}")
-        if not changed:
-            return False
-        if not overwrite:
+        changed = self.changes()
+        if changed and not overwrite:
             raise WorkdirError(
                 f"stage {stage!r} in {self.folder} is from other settings ({'; '.join(changed)}): use those, another "
                 "--workdir, or --overwrite to delete it and what was made from it"
             )
-        self.delete()
-        return True
+        return bool(changed)
+
+    def changes(self) -> list[str]:
+        """Returns how the settings differ from those that have left something; nothing where nothing was left."""
+        if self._kept is None:
+            return []
+        changed = differences(self._kept["settings"], self.settings)
+        if self._kept.get("schema") != SCHEMA:
+            changed.insert(0, f"schema: {self._kept.get('schema')} -> {SCHEMA}")
+        return changed
 
     def delete(self) -> None:
-        """Deletes the stage's folder."""
+        """Deletes the stage's folder: it is whole, or not there."""
         if self._kept is not None:
-            shutil.rmtree(self.folder)
+            going = self.folder.with_name(f".{self.folder.name}.deleted")
+            shutil.rmtree(going, ignore_errors=True)
+            self.folder.rename(going)
+            shutil.rmtree(going)
             self._kept = None
 
     def begin(self) -> None:

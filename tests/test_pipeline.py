@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy.special import softmax
 
-from refine_jax import doubts, evaluation, export, lock, pipeline, transport, victim
+from refine_jax import artifacts, doubts, evaluation, export, lock, pipeline, transport, victim
 from refine_jax.attacks import kept
 from refine_jax.datasets import registry as datasets
 from refine_jax.datasets.images import NO_LABEL, Dataset, Split
@@ -114,6 +114,30 @@ def test_other_settings_are_refused_by_name_and_deleted_on_demand(done, folder, 
     assert not {changed["hashes"][name] for name in ("victim", "refine")} & {*done["hashes"].values()}
 
 
+def test_an_attack_that_was_left_behind_is_not_planted_for_another(done, folder, tmp_path):
+    """As of a victim that was deleted by hand."""
+    work = copied(folder, tmp_path)
+    for made in ("victim", "defense"):
+        shutil.rmtree(work / made)
+    with pytest.raises(WorkdirError, match=r"attack holds another attack \(.*target: 0 -> 2\): delete it"):
+        pipeline.run(config(attack__target=2), str(work))
+    assert pipeline.run(config(), str(work), ["victim"]) is None
+    assert read_record(work / "victim" / "stage.json", ())["outcome"]["attack_sha256"] == done["hashes"]["attack"]
+
+
+def test_what_the_user_has_put_there_is_not_deleted(done, folder, tmp_path):
+    work = copied(folder, tmp_path)
+    (work / "report").mkdir()
+    (work / "report" / "thesis.tex").write_text("mine")
+    before = contents(work)
+    for changed in ({"attack__target": 2}, {"defense__sup_weight": 0.2}):
+        with pytest.raises(WorkdirError, match=r"report is there and has no manifest.json.*move it away"):
+            pipeline.run(config(**changed), str(work), overwrite=True)
+        kept = {path: time for path, time in contents(work).items() if path.name not in ("lock", work.name)}
+        assert kept.items() <= before.items()
+        assert read_record(work / "results.json", ()) == done
+
+
 def test_many_defenses_share_one_victim(done, folder, tmp_path):
     settings, before = config(seed=7, victim__workdir=str(folder)), contents(folder)
     shared = pipeline.run(settings, str(tmp_path))
@@ -124,7 +148,7 @@ def test_many_defenses_share_one_victim(done, folder, tmp_path):
     assert shared["hashes"]["refine"] != done["hashes"]["refine"]  # the seed is the defense's
     assert not (tmp_path / "victim").exists()
     assert contents(folder) == before
-    with pytest.raises(WorkdirError, match=r"stage 'victim'.*victim.epochs: 4 -> 5"):
+    with pytest.raises(SettingError, match=r"victim.workdir = .*these settings; of that one victim.epochs: 4 -> 5$"):
         pipeline.run(config(victim__workdir=str(folder), victim__epochs=5), str(tmp_path / "x"), overwrite=True)
     assert (folder / "results.json").exists()
     with pytest.raises(SettingError, match=r"victim.workdir = .*empty.*: allowed: .* whose victim is trained"):
@@ -331,6 +355,26 @@ def test_an_export_answers_as_the_run_and_is_made_once_for_its_figures(done, fol
         pipeline.run(config(), str(work), ["export"])
     pipeline.run(config(defense__sup_weight=0.2), str(work), ["victim"], overwrite=True)
     assert not (work / "export").exists()  # is of a defense that is not there any more
+
+
+def test_exports_make_room_for_those_of_fewer_and_more_defenses(done, folder, tmp_path, monkeypatch):
+    def save(defended, directory, **of):
+        with artifacts.writing(directory, {"schema": export.SCHEMA, **of["record"]}) as part:
+            (part / "weights").write_text("w")
+
+    monkeypatch.setattr(export, "save", save)
+    monkeypatch.setattr(pipeline, "export_defenses", EXPORT_DEFENSES)
+    work = copied(folder, tmp_path)
+
+    def exported(*names):
+        pipeline.run(config(defense__names=names), str(work), ["defend", "export"])
+        return {str(path.relative_to(work / "export")) for path in (work / "export").rglob("*") if path.is_file()}
+
+    one, several = {"manifest.json", "weights"}, {"refine/manifest.json", "refine/weights"}
+    assert exported("refine") == one
+    assert exported("refine", "bit_depth") == several
+    (work / "export" / ".refine.partial").mkdir()  # of a process that died
+    assert exported("refine") == one
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,10 @@ def test_overwriting_deletes_the_stage_alone(tmp_path):
     done(tmp_path / "other")
     record = Record(tmp_path / "victim", CHANGED)
     assert record.admit("victim", overwrite=True) is True
+    assert (tmp_path / "victim" / "weights").exists()  # until what was made from it is gone
+    record.delete()
     assert record.outcome is None
-    assert not (tmp_path / "victim").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
     assert Record(tmp_path / "other", SETTINGS).outcome == {"hash": "abc"}
 
 

@@ -35,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add = flags.add_argument
     add("--config", required=True, help="a file of configs/sweeps/, also NAME.py:VARIANT; --config.FIELD=VALUE")
-    add("--workdir", required=True, type=pathlib.Path, help="where the runs, and the table of all, are left")
+    # No shell expands the ~ of --workdir=~/sweep.
+    place = lambda text: pathlib.Path(text).expanduser()  # noqa: E731
+    add("--workdir", required=True, type=place, help="where the runs, and the table of all, are left")
     add("--list", action="store_true", help="say what the runs are and how far they have come; run nothing")
     add("--table", action="store_true", help="write the table of what is done, and say what is not; run nothing")
     add("--retry", action="store_true", help="try again what has failed")
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_compiled(cache.directory() / "compiled")
     if given.run:
         return _do_one(plan, given.run, overwrite=given.overwrite)
-    check_images(plan)
+    check_images(plan, here=not (given.processes or given.cluster))
     Workdir(given.workdir).create()
     if given.retry:
         for task in plan.tasks:

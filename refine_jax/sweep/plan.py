@@ -153,15 +153,20 @@ def expand(sweep: Sweep, folder: pathlib.Path) -> Plan:
     for grid, seed in itertools.product(sweep.grids, sweep.seeds):
         for changes in _combinations(grid):
             run = _make_run(sweep, folder, varied, changes, seed, victims)
-            runs.setdefault(run.name, run)
+            if runs.setdefault(run.name, run).settings != run.settings:
+                _refuse_name(run)
     # The seed comes last in the order too.
     order = [tuple(run.values.items()) for run in runs.values()]
     ordered = sorted(runs.values(), key=lambda run: order.index(tuple(run.values.items())))
     return Plan(tuple(victims.values()), tuple(ordered))
 
 
-def check_images(plan: Plan) -> None:
+def check_images(plan: Plan, *, here: bool = True) -> None:
     """Refuses what is impossible with the images that the runs are on; each data set is read once.
+
+    Args:
+        plan: Of the sweep.
+        here: Whether the runs are done by this process; else nothing is known of the devices that they will have.
 
     Raises:
         RefineError: Of which run, and what.
@@ -174,8 +179,10 @@ def check_images(plan: Plan) -> None:
         key = json.dumps(resolved["dataset"])
         if key not in read:
             read[key] = opening.load_dataset(resolved)
+        if not here:
+            resolved = {**resolved, "run": {**resolved["run"], "devices": 1}}
         try:
-            settings.check(resolved, read[key])
+            opening.check(resolved, read[key])
         except RefineError as error:
             raise RefineError(f"{run.name}: {error}") from error
 
@@ -223,8 +230,16 @@ def _make_run(sweep, folder, varied, changes, seed, victims) -> Task:
         apply(alone, {**chosen, "seed": of_victim})
         given = (alone, _complete(victim_name, alone), folder / victim_name)
         victims[key] = Task(victim_name, *given, VICTIM_STAGES, chosen, of_victim)
+        if victim_name in [victim.name for victim in victims.values() if victim is not victims[key]]:
+            _refuse_name(victims[key])
     config.victim.workdir = resolved["victim"]["workdir"] = str(victims[key].workdir)
     return Task(name, config, resolved, folder / name, RUN_STAGES, values, seed, victims[key])
+
+
+def _refuse_name(task: Task) -> None:
+    """Refuses a task whose directory is that of another one: of a value, not every character can stand in a name."""
+    allowed = f"values that differ in letters, digits, '.', '+' or '-': two of them would be left in {task.name}"
+    raise SettingError(", ".join(task.values) or "seeds", tuple(task.values.values()), allowed)
 
 
 def _complete(name: str, config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -173,5 +173,11 @@ def _same(task: Task, kept: Mapping[str, Any] | None, more: tuple[str, ...] = ()
     own = dict(task.settings)
     if task.config.precision is None:  # open: what the machine that did it has filled in
         own["precision"] = kept.get("precision")
-    changes = fields.differences(*({**of, "defense": without_later(of.get("defense", {}))} for of in (kept, own)))
+    changes = fields.differences(*({**of, "defense": _unordered(of.get("defense", {}))} for of in (kept, own)))
     return all(change.startswith((*_NO_DIFFERENCE, *more)) for change in changes)
+
+
+def _unordered(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the section 'defense' of settings says, in whatever order the defenses are named."""
+    own = without_later(section)
+    return {**own, "names": sorted(own["names"])} if "names" in own else own

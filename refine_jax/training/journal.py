@@ -141,7 +141,7 @@ class Writer:
 class Unwritten:
     """Stands in for a `Writer` where there is no journal."""
 
-    log_every, seconds = 100, 0.0
+    seconds = 0.0
 
     def is_due(self, step: int) -> bool:
         """Never."""

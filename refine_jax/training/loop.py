@@ -107,7 +107,6 @@ def _run(stage, step, state, data, batches, feed, schedule, stop, writer) -> Out
     images = steady_images = 0
     # One step is computed while the next is handed over; more in flight would keep a request to stop waiting.
     waiting: list[tuple[range, dict[str, jax.Array]]] = []
-    awaited = 0
     for numbers, together in _calls(batches, feed, first, total, step.steps_per_call):
         if len(together) == 1:
             state, metrics = step(state, data, together[0])
@@ -116,17 +115,15 @@ def _run(stage, step, state, data, batches, feed, schedule, stop, writer) -> Out
         waiting.append((numbers, metrics))
         if len(waiting) > 1:
             jax.block_until_ready(waiting[-2][1])
-        awaited += len(numbers)
         images += sum(len(batch["indices"]) for batch in together)
         now, done, is_first = time.monotonic(), numbers.stop, numbers.start == first
         stopping, due, late = processes.agreed(stop.requested, writer.is_due(done), now - fetched >= _FETCH_SECONDS)
         saving = stopping or due or done == total
-        if not (saving or late or is_first or awaited >= writer.log_every):
+        if not (saving or late or is_first):
             continue
 
         rows = _fetch(waiting, feed, schedule)
         waiting.clear()
-        awaited = 0
         _check_finite(stage, rows, feed, writer, done, state)
         fetched = time.monotonic()
         if is_first:  # compiled and run: from here on the speed is that of the steps

@@ -95,9 +95,11 @@ def own_workdir(workdir: str | os.PathLike) -> Iterator[str | os.PathLike]:
         return
     wait_for_all("the working directory can be copied")
     with tempfile.TemporaryDirectory(prefix="refine_jax_") as folder:
+        there = pathlib.Path(workdir).expanduser()
         own = workdir if is_first() else pathlib.Path(folder, "workdir")
-        if not is_first() and pathlib.Path(workdir).is_dir():
-            shutil.copytree(workdir, own)
+        if not is_first() and there.is_dir():
+            # The lock says who writes to the original, perhaps a process that was killed.
+            shutil.copytree(there, own, ignore=shutil.ignore_patterns("lock"))
         wait_for_all("the working directory is as it was found")
         yield own
 

@@ -41,6 +41,15 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
+def test_the_home_directory_may_be_written_as_a_tilde(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(pipeline, "run", Runs())
+    monkeypatch.chdir(tmp_path)
+    assert sweep.main([command[0], "--workdir=~/out"]) == 0
+    assert (tmp_path / "home" / "out" / "table.md").exists()
+    assert not (tmp_path / "~").exists()
+
+
 def test_a_sweep_is_listed_run_stopped_gone_on_with_and_retried(command, out, monkeypatch, capsys):
     assert sweep.main([*command, "--list"]) == 0
     said = capsys.readouterr().out.splitlines()

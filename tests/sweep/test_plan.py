@@ -70,6 +70,29 @@ def test_a_value_that_cannot_be_is_said_with_its_run_before_any_work(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_its_attack_cannot_be_is_said_before_any_work(tmp_path):
+    sweep = make({"attack.blended.alpha": (0.1, 7.0)}, seeds=(0,))
+    sweep.base.attack.name = "blended"
+    with pytest.raises(RefineError, match=r"runs/attack.blended.alpha=7.0,seed=0: attack.blended.alpha = 7.0"):
+        plan.check_images(plan.expand(sweep, tmp_path))
+
+
+def test_of_devices_elsewhere_nothing_is_known_here(tmp_path):
+    sweep = make({"run.devices": (64,)}, seeds=(0,))
+    with pytest.raises(RefineError, match=r"run.devices = 64"):
+        plan.check_images(plan.expand(sweep, tmp_path))
+    plan.check_images(plan.expand(sweep, tmp_path), here=False)
+
+
+@pytest.mark.parametrize("field", ["attack.blended.pattern", "defense.bdmae.mae_checkpoint"])
+def test_tasks_that_would_lie_in_one_directory_are_refused(field, tmp_path):
+    """Victims, and runs."""
+    sweep = make({field: ("a b", "a_b")}, seeds=(0,))
+    sweep.base.attack.name, sweep.base.defense.names = "blended", ("bdmae",)
+    with pytest.raises(SettingError, match=rf"{field} = \('a_b',\): allowed: values that differ in letters"):
+        plan.expand(sweep, tmp_path)
+
+
 def test_the_base_stays_as_it_is_and_victims_that_are_given_are_taken(tmp_path):
     sweep = make({"defense.depth": (3,)})
     before = sweep.base.to_dict()

@@ -75,3 +75,18 @@ def test_others_than_are_asked_for_are_nothing(kept, tmp_path):
 def test_what_was_measured_with_other_settings_does_not(kept, tmp_path, field, value, counts):
     kept("refine", "shrinkpad")
     assert (state.measured(task_of(tmp_path, **{field: value})) is not None) == counts
+
+
+def test_what_was_kept_before_a_defense_had_strengths_counts(tmp_path):
+    field = "defense.bti_dbf_p.sweep"
+    task = task_of(tmp_path, ("bti_dbf_p",))
+    own = {name: value for name, value in task.settings["defense"]["bti_dbf_p"].items() if name != "sweep"}
+    before = {**task.settings, "defense": {**task.settings["defense"], "bti_dbf_p": own}}
+    assert state._same(task, before)
+    assert not state._same(task_of(tmp_path, ("bti_dbf_p",), **{field: (2, 3)}), before)
+
+
+def test_in_which_order_defenses_are_named_makes_no_difference(kept, tmp_path):
+    kept(*NAMES)
+    assert state.is_done(task_of(tmp_path, NAMES[::-1]))
+    assert not state.is_done(task_of(tmp_path, NAMES[1:]))

@@ -13,6 +13,7 @@ from refine_jax.errors import SettingError
 from refine_jax.training import processes
 from refine_jax.training.checkpoints import read
 from refine_jax.training.log import read_metrics
+from refine_jax.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -147,6 +148,20 @@ def test_a_process_alone_meets_nobody_and_agrees_with_itself(tmp_path, monkeypat
     assert processes.agreed(True, False) == (True, False)
     with processes.own_workdir(tmp_path) as own:
         assert own == tmp_path
+
+
+def test_the_copy_of_a_working_directory_is_nobody_elses(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(processes, "wait_for_all", lambda where: None)
+    work = Workdir("~/run")
+    work.create()
+    work.settings.write_text("{}")
+    work.lock.write_text("of a process that was killed")
+    with processes.own_workdir("~/run") as own:
+        assert [path.name for path in pathlib.Path(own).iterdir()] == ["settings.json"]
+    assert work.lock.exists()
 
 
 @pytest.mark.parametrize("launcher", ["Open MPI", "SLURM"])
