@@ -187,7 +187,7 @@ def fit(
 
     Returns:
         The defended classifier, with the last step's parameters; and what the training took. findings: what
-        `pseudo_labels.drawn_by_augmentation` has found, where that makes the pseudo-labels doubtful.
+        `pseudo_labels.drawn_by_augmentation` has found, where the pseudo-labels are those of augmented images.
 
     Raises:
         SettingError: The contrastive loss is to compare features, and the classifier's cannot be seen.
@@ -241,14 +241,18 @@ class Training:
         return cls(classifier, settings, wanted, UNet(width=settings["width"], depth=settings["depth"]), execution)
 
     def findings(self, images: Any, seed: int) -> Mapping[str, Any]:
-        """Says it before any work where answers to augmented images will not do for labels; returns what was found."""
+        """Looks before any work at what augmentation does to the classifier's answers, where these become labels.
+
+        Returns:
+            From `pseudo_labels.drawn_by_augmentation`; what is too much for labels is said in the log. Nothing where
+            the labels are those of the original images.
+        """
         if self.objective.pseudo_labels != "augmented":
             return {}
         key = named_key(seed, "refine/labels")
         found = pseudo_labels.drawn_by_augmentation(self.classifier, images, augment, key)
-        if not pseudo_labels.is_too_much(found):
-            return {}
-        logger.warning("%s", pseudo_labels.warning(found))
+        if pseudo_labels.is_too_much(found):
+            logger.warning("%s", pseudo_labels.warning(found))
         return found
 
     def feed(self, count: int, seed: int, streamed: Any) -> Feed:

@@ -84,3 +84,11 @@ def test_refine_says_so_before_it_trains_and_keeps_it(labels, caplog):
     warned = [record for record in caplog.records if "pseudo_labels='original'" in record.getMessage()]
     assert len(warned) == (labels == "augmented")
     assert (fitted.findings.get("augmentation_class") == 0) == (labels == "augmented")
+
+
+def test_what_is_no_reason_to_doubt_is_kept_without_a_word(caplog):
+    settings = refine.complete({"width": 1, "depth": 1, "epochs": 1, "batch_size": 8}) | {"data_fraction": 64 / N}
+    with caplog.at_level(logging.WARNING):
+        fitted = refine.fit(as_classifier(brightness), Split.unlabeled(IMAGES), settings, 0, 3)
+    assert 0 <= fitted.findings["augmentation_share"] < pseudo_labels.LARGEST
+    assert not caplog.records
