@@ -18,6 +18,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds within which two signals are one: timeout(1) and some schedulers send theirs to the process and to its group.
 _ECHO = 0.5
 
+# Whether a signal has come that `ended_by_signals` caught. Python drops what is raised in a callback of its garbage
+# collector, of which JAX has one: the training that then begins knows of it from here.
+_ending = False
+
 
 class Interrupted(RefineError):  # noqa: N818 - no error
     """A training was asked to stop and did; the message says what was saved where."""
@@ -26,12 +30,14 @@ class Interrupted(RefineError):  # noqa: N818 - no error
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM sets `requested`; a second one ends the process at once.
 
+    It is set from the beginning where a signal has come before and what it raised was lost.
+
     Raises:
         Interrupted: At the end, where a request came too late for anyone to act on it.
     """
 
     def __init__(self):
-        self.requested = False
+        self.requested = _ending
         self._signals = contextlib.ExitStack()
 
     def __enter__(self) -> "StopRequest":
@@ -57,10 +63,16 @@ def ended_by_signals() -> Iterator[None]:
     """
 
     def end() -> None:
+        global _ending
+        _ending = True
         raise KeyboardInterrupt
 
-    with _caught(end, b"\nstopping; a second time stops at once\n"):
-        yield
+    global _ending
+    try:
+        with _caught(end, b"\nstopping; a second time stops at once\n"):
+            yield
+    finally:
+        _ending = False
 
 
 @contextlib.contextmanager

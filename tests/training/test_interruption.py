@@ -69,6 +69,29 @@ def test_a_signal_that_comes_twice_in_a_moment_is_one():
     assert process.returncode == 7
 
 
+# What is raised while an object is given up is lost, as in a callback of the garbage collector.
+LOST = """
+import signal
+from refine_jax.training.interruption import StopRequest, ended_by_signals
+
+class Last:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+with ended_by_signals():
+    Last()
+    with StopRequest() as stop:
+        print(stop.requested, flush=True)
+        raise SystemExit(7)
+"""
+
+
+def test_a_request_that_was_lost_stops_the_next_training():
+    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=60)
+    assert "Exception ignored" in done.stderr
+    assert (done.stdout, done.returncode) == ("True\n", 7)
+
+
 @pytest.fixture
 def handlers():
     """Handlers of this test's own, instead of those that end it."""
