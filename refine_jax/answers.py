@@ -83,10 +83,6 @@ class Unfinished:
             "evaluate: %s, %s of %s images, %s left", self._said, f"{answered:,}", f"{total:,}", format_seconds(left)
         )
 
-    def clear(self) -> None:
-        """Deletes what was kept."""
-        self._path.unlink(missing_ok=True)
-
 
 def _write(path: pathlib.Path, arrays: Mapping[str, np.ndarray], identity: Mapping[str, Any]) -> None:
     arrays = {**arrays, "identity": np.asarray(json.dumps(identity, sort_keys=True))}

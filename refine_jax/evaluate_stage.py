@@ -62,10 +62,11 @@ def evaluate(run: Run) -> dict[str, Any]:
         permutation: np.ndarray | None = None,
         variant: tuple[str, Mapping[str, Any]] | None = None,
     ) -> dict[str, Any]:
-        identity, path, said = identity_of(run, name), run.work.figures(name), name.replace("_", " ")
+        identity, label, said = identity_of(run, name), None, name.replace("_", " ")
         if variant is not None:
             label, identity["settings"] = variant
-            path, said = run.work.figures(name, label), f"{said}, {label}"
+            said = f"{said}, {label}"
+        path, unfinished = run.work.figures(name, label), run.work.unfinished(name, label)
         if (figures := _kept(path, identity)) is not None:
             logger.info("evaluate: %s was measured before", said)
             return figures
@@ -73,7 +74,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         if variant is None:
             given = ask(run, name, predict, images, shown)
         else:
-            given = evaluation.answer(predict, images, None if shown is None else shown.images, transport.SAMPLE)
+            given = _ask_slowly(predict, images, shown, unfinished, identity, said)
         target, classes = (0, None) if shown is None else (shown.target, shown.labels)
         figures = evaluation.count(given, labels, target, permutation, classes)
         figures["w1"], figures["w1_images"] = evaluation.output_distance(given, logits=name == NO_DEFENSE)
@@ -84,6 +85,7 @@ def evaluate(run: Run) -> dict[str, Any]:
             figures["milliseconds_per_image"] = milliseconds_per_image(predict, images)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_record(path, {"identity": identity, "figures": figures})
+        unfinished.unlink(missing_ok=True)
         return figures
 
     no_defense = measure(NO_DEFENSE, alone)
@@ -172,13 +174,25 @@ def ask(run: Run, name: str, predict: Predict, images: np.ndarray, shown: Trigge
     if (kept_before := answers.load(path, identity)) is not None:
         unfinished.unlink(missing_ok=True)  # of a run that was killed before it was deleted
         return kept_before
+    given = _ask_slowly(predict, images, shown, unfinished, identity, name.replace("_", " "))
+    answers.save(path, given, identity)
+    unfinished.unlink(missing_ok=True)
+    return given
+
+
+def _ask_slowly(
+    predict: Predict,
+    images: np.ndarray,
+    shown: Triggered | None,
+    unfinished: pathlib.Path,
+    identity: Mapping[str, Any],
+    said: str,
+) -> evaluation.Answers:
+    """Asks for every answer, or what is left of them; the file stays until what comes of them is kept."""
     triggered = None if shown is None else shown.images
     counts = {"clean": len(images), "triggered": 0 if triggered is None else len(triggered)}
-    so_far = answers.Unfinished(unfinished, identity, name.replace("_", " "), counts)
-    given = evaluation.answer(predict, images, triggered, transport.SAMPLE, so_far)
-    answers.save(path, given, identity)
-    so_far.clear()
-    return given
+    so_far = answers.Unfinished(unfinished, identity, said, counts)
+    return evaluation.answer(predict, images, triggered, transport.SAMPLE, so_far)
 
 
 def milliseconds_per_image(predict: Predict, images: np.ndarray) -> float:

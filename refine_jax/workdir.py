@@ -55,9 +55,9 @@ class Workdir:
         """Returns the file of the classes that those figures were counted from."""
         return self.figures(name).with_suffix(".npz")
 
-    def unfinished(self, name: str) -> pathlib.Path:
-        """Returns the file of what a classifier has answered that is still being asked."""
-        return self.figures(name).with_suffix(".unfinished.npz")
+    def unfinished(self, name: str, variant: str | None = None) -> pathlib.Path:
+        """Returns the file of what a classifier has answered that is still being asked; arguments as of `figures`."""
+        return self.figures(name, variant).with_suffix(".unfinished.npz")
 
     def create(self) -> None:
         """Makes the directory.

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from refine_jax import evaluation, pipeline, settings
+from refine_jax import answers, evaluation, pipeline, settings
 from refine_jax.defenses import registry
 from refine_jax.errors import SettingError
 from refine_jax.report.tables import text_table
@@ -86,6 +86,38 @@ def test_an_evaluation_that_was_cut_short_goes_on(work, measured, monkeypatch):
             pipeline.run(with_bits(), str(work))
     assert bits_of(pipeline.run(with_bits(), str(work))) == [1, 3, 5]
     assert len(measured) == 4
+
+
+def test_a_strength_that_is_cut_off_goes_on_within_its_images(work, monkeypatch):
+    before = pipeline.run(with_bits(), str(work))["defenses"]["bit_depth"]["sweep"]
+    (work / "evaluation" / "bit_depth" / "bits_5.json").unlink()
+    (work / "results.json").unlink()
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", 10)
+    monkeypatch.setattr(answers, "_INTERVAL", 0.0)
+    compiled, asked = evaluation.compiled, []
+
+    def counting(behind):
+        predict = compiled(behind)
+
+        def ask(images):
+            if len(asked) == 7:  # of five batches of clean images and five of triggered ones
+                raise KeyboardInterrupt
+            asked.append(len(images))
+            return predict(images)
+
+        return ask
+
+    monkeypatch.setattr(evaluation, "compiled", counting)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(with_bits(), str(work))
+    unfinished = work / "evaluation" / "bit_depth" / "bits_5.unfinished.npz"
+    assert unfinished.exists()
+    asked[:] = [0] * 8
+    after = pipeline.run(with_bits(), str(work))["defenses"]["bit_depth"]["sweep"]
+    assert asked[8:] == [10] * 3
+    assert [entry["counts"] for entry in after] == [entry["counts"] for entry in before]
+    assert after[2]["w1"] == pytest.approx(before[2]["w1"], rel=1e-5)
+    assert not unfinished.exists()
 
 
 @pytest.mark.parametrize(
