@@ -16,7 +16,8 @@ from refine_jax.defenses.bdmae.settings import Search
 from refine_jax.defenses.chance import image_keys
 from refine_jax.keys import named_key
 
-# Thresholds rise in steps by which what lies below 1 shrinks, as often as this at most.
+# Thresholds rise in steps by which what lies below 1 shrinks, as often as this at most: the published lowest to 0.92.
+# Refined scores can pass 1, and of an image with many such scores more is restored than was asked for.
 _SHRINK, _SHRUNK = 0.99, 200
 
 

@@ -22,7 +22,7 @@ DEFAULTS = {
     "refined_score": 0.2,  # from which on a patch is among those that are refined, by the image
     "alpha": 0.5,  # weight of the score by the image
     "thresholds": (0.6, 0.55, 0.5, 0.45, 0.4),
-    "restored_share": 0.25,  # of an image, is less than this
+    "restored_share": 0.25,  # of an image, is less than this, unless the scores are higher than thresholds rise
     # The small autoencoder, and its training.
     "patch_size": 2,
     "width": 128,
