@@ -1,7 +1,10 @@
 """A classifier as everyone else sees it: images in [0, 1] in, logits out, its preprocessing inside."""
 
+import copy
 import dataclasses
+import functools
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,11 +12,14 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from refine_jax import networks
 from refine_jax.errors import SettingError, choose
 
 CHANNEL_ORDERS = ("RGB", "BGR")
+# What of a network's variables is held against it, at what side where none is known; faults that an error names.
+_COLLECTIONS, _SIDE, _NAMED = ("params", "batch_stats"), 32, 3
 
 
 @jax.tree_util.register_pytree_node_class
@@ -36,7 +42,7 @@ class Classifier:
         options: Of `networks.build`, such as {'width': 16}.
 
     Raises:
-        SettingError: A value is impossible; which one and what is allowed.
+        SettingError: A value is impossible, or the variables are not the network's; which one and what is allowed.
     """
 
     name: str
@@ -60,24 +66,17 @@ class Classifier:
         input_size: int | tuple[int, int] | None = None,
         options: Mapping[str, Any] = {},
     ):
-        if isinstance(input_size, int):
-            input_size = (input_size, input_size)
-        if len(mean) != 3 or not all(math.isfinite(m) for m in mean):
-            raise SettingError("mean", mean, "three finite numbers, one a channel")
-        if len(std) != 3 or not all(0 < s < math.inf for s in std):
-            raise SettingError("std", std, "three finite numbers above 0, one a channel")
-        if input_size is not None and (len(input_size) != 2 or min(input_size) < 1):
-            raise SettingError("input_size", input_size, "None, a side, or (H, W)")
         set_field = lambda field, value: object.__setattr__(self, field, value)  # noqa: E731 - frozen
         set_field("name", name)
         set_field("variables", variables)
         set_field("num_classes", num_classes)
-        set_field("mean", tuple(float(m) for m in mean))
-        set_field("std", tuple(float(s) for s in std))
+        set_field("mean", _three("mean", mean, -math.inf, "three finite numbers, one a channel"))
+        set_field("std", _three("std", std, 0, "three finite numbers above 0, one a channel"))
         set_field("channels", choose("channels", channels, CHANNEL_ORDERS))
-        set_field("input_size", None if input_size is None else tuple(input_size))
+        set_field("input_size", None if input_size is None else _sides(input_size))
         set_field("options", tuple(sorted(dict(options).items())))
-        networks.build(name, num_classes, **dict(options))  # an unknown option is said now, not at the first image
+        # An unknown option and weights of another network are said now, not at the first image.
+        _check_variables(name, self.network, variables, self.input_size)
 
     @property
     def network(self) -> nn.Module:
@@ -131,8 +130,10 @@ class Classifier:
 
     def _with_option(self, name: str, value: Any) -> "Classifier":
         options = {**dict(self.options), name: value}
-        given = (self.name, self.variables, self.num_classes, self.mean, self.std)
-        return Classifier(*given, channels=self.channels, input_size=self.input_size, options=options)
+        networks.build(self.name, self.num_classes, **options)
+        changed = copy.copy(self)  # its weights were held against the network before
+        object.__setattr__(changed, "options", tuple(sorted(options.items())))
+        return changed
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits of images.
@@ -175,3 +176,70 @@ class Classifier:
         for field, value in zip(("variables", *names), (*children, *static), strict=True):
             object.__setattr__(self, field, value)
         return self
+
+
+def _three(field: str, values: Any, above: float, allowed: str) -> tuple[float, float, float]:
+    """Returns three numbers of a setting, each above a bound."""
+    try:
+        first, second, third = map(float, values)
+    except (TypeError, ValueError) as error:
+        raise SettingError(field, values, allowed) from error
+    if not all(above < value < math.inf for value in (first, second, third)):
+        raise SettingError(field, values, allowed)
+    return first, second, third
+
+
+def _sides(input_size: Any) -> tuple[int, int]:
+    """Returns (H, W) of a size, or of a side."""
+    sides = tuple(input_size) if np.iterable(input_size) else (input_size, input_size)
+    whole = all(isinstance(side, numbers.Integral) and not isinstance(side, bool) for side in sides)
+    if len(sides) != 2 or not whole or min(sides) < 1:
+        raise SettingError("input_size", input_size, "None, a side, or (H, W), in whole pixels")
+    height, width = sides
+    return int(height), int(width)
+
+
+def _check_variables(name: str, network: nn.Module, variables: Any, input_size: tuple[int, int] | None) -> None:
+    """Refuses weights that are not the network's, by their names and shapes.
+
+    Where nobody says of what size the images are, and that makes a difference to the weights, they are not looked at.
+    """
+    side = getattr(network, "image_size", None)
+    wanted = _shapes(network, input_size or (side or _SIDE,) * 2)
+    if wanted is None or not (faults := _faults(wanted, variables)):
+        return
+    if input_size is None and side is None and _shapes(network, (2 * _SIDE,) * 2) != wanted:
+        return
+    listed = ", ".join(faults[:_NAMED]) + (f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else "")
+    classes = getattr(network, "num_classes", None)
+    allowed = f"Flax variables of {name} with {classes} classes and these options: {listed}"
+    raise SettingError("variables", f"a {type(variables).__name__}", allowed)
+
+
+def _faults(wanted: Mapping[str, tuple[int, ...]], variables: Any) -> list[str]:
+    """In what variables are not these, collections aside of which the network has none."""
+    if not isinstance(variables, Mapping) or ("params" not in variables and wanted):
+        return ["'params' are missing; refine_jax.interop.torch_weights.convert makes them of a PyTorch state dict"]
+    given = _named_shapes({name: variables[name] for name in variables if name in _COLLECTIONS})
+    faults = [f"{name} is missing" for name in wanted if name not in given]
+    faults += [f"{name} is left over" for name in given if name not in wanted]
+    both = [name for name in wanted if name in given and given[name] != wanted[name]]
+    return faults + [f"{name} {given[name]}, not {wanted[name]}" for name in both]
+
+
+def _named_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the leaves, by 'collection/module/.../name'."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    shape = lambda leaf: tuple(getattr(leaf, "shape", None) or np.shape(leaf))  # noqa: E731
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): shape(leaf) for path, leaf in leaves}
+
+
+@functools.lru_cache(64)
+def _shapes(network: nn.Module, size: tuple[int, int]) -> dict[str, tuple[int, ...]] | None:
+    """Returns the shapes of a network's variables, None where they cannot be told; nothing is computed."""
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    try:
+        variables = jax.eval_shape(functools.partial(network.init, train=False), jax.random.key(0), images)
+    except Exception:  # of a size that it does not take, or a network's own: the first image will tell
+        return None
+    return _named_shapes({name: variables[name] for name in variables if name in _COLLECTIONS})

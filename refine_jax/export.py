@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import safetensors.numpy
-from flax import traverse_util
 from jax import export as jax_export
 
 from refine_jax import artifacts, environment
@@ -60,13 +59,13 @@ def save(
 
     Raises:
         WorkdirError: The folder holds something else, or cannot be written.
-        SettingError: There are more or fewer class names than classes.
+        SettingError: There are more or fewer class names than classes, or two weights of one name.
     """
     num_classes = len(defended.permutation)
     if class_names is not None and len(class_names) != num_classes:
         raise SettingError("class_names", list(class_names), f"{num_classes} names, one a class")
     variables = jax.tree.map(_to_float32, _variables(defended))
-    weights = traverse_util.flatten_dict(variables, sep="/")
+    weights = dict(zip(_names(variables), jax.tree.leaves(variables), strict=True))
     programs = {dtype: _program(defended, weights, dtype) for dtype in PROGRAMS}
     manifest = {
         "schema": SCHEMA,
@@ -203,6 +202,18 @@ def _variables(defended: Defended) -> dict[str, Any]:
     }
 
 
+def _names(variables: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the leaves, in their order: the keys that lead there, joined by slashes.
+
+    A key may hold slashes itself, as Haiku's do, so that a name alone does not tell the place.
+    """
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SettingError("variables", twice[0], "keys that give each weight a name of its own, joined by '/'")
+    return names
+
+
 def _to_float32(leaf: Any) -> np.ndarray:
     leaf = np.asarray(leaf)
     return leaf.astype(np.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -210,14 +221,16 @@ def _to_float32(leaf: Any) -> np.ndarray:
 
 def _program(defended: Defended, weights: Mapping[str, np.ndarray], dtype: str) -> jax_export.Exported:
     """Returns the function (weights, images) -> probabilities for images of one type, in any number."""
+    template = _variables(defended)
+    names, structure = _names(template), jax.tree.structure(template)
 
     def probabilities(weights: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 255
-        variables = traverse_util.unflatten_dict(weights, sep="/")
+        variables = jax.tree.unflatten(structure, [weights[name] for name in names])
         with_weights = dataclasses.replace(
             defended,
-            classifier=_with_variables(defended.classifier, variables.get("classifier", {})),
+            classifier=_with_variables(defended.classifier, variables["classifier"]),
             unet_variables=variables["unet"],
             permutation=variables["permutation"],
         )

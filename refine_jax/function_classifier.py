@@ -66,11 +66,15 @@ def wrap(
         function: See `FunctionClassifier`.
         image_size: (H, W) of the images that it will be shown.
         num_classes: K; None: as many as the function has logits.
-        variables: Its weights, if they are to be arguments of compiled programs and not constants in them.
+        variables: Its weights, if they are to be arguments of compiled programs and not constants in them: nested
+            dicts with strings as keys and arrays as leaves, as an export writes them.
 
     Raises:
-        SettingError: It is no such function, has another number of classes, or no gradient comes through it.
+        SettingError: It is no such function, has another number of classes, no gradient comes through it, or its
+            variables are not such dicts.
     """
+    if variables is not None:
+        _check_variables(variables, "")
     classifier = FunctionClassifier(function, variables or {}, num_classes or 0, variables is not None)
     images = jnp.asarray(np.random.default_rng(0).uniform(size=(2, *image_size, 3)), jnp.float32)
     name = _name(function)
@@ -92,6 +96,20 @@ def wrap(
     if not gradient.any() or not np.isfinite(gradient).all():
         raise SettingError("classifier", name, f"{_WANTED}, through which a gradient comes that is finite and not 0")
     return classifier
+
+
+def _check_variables(variables: Any, place: str) -> None:
+    """Refuses what an export could not give back by name."""
+    wanted = "nested dicts of arrays, the keys of which are strings"
+    if isinstance(variables, Mapping) and not jax.tree_util.all_leaves([variables]):  # one that JAX knows
+        for key, value in variables.items():
+            if not isinstance(key, str):
+                raise SettingError(f"variables{place}", f"with the key {key!r}", wanted)
+            _check_variables(value, f"{place}[{key!r}]")
+    elif not place or not isinstance(variables, np.ndarray | np.generic | jax.Array):
+        raise SettingError(f"variables{place}", f"of type {type(variables).__name__}", wanted)
+    elif not jnp.issubdtype(variables.dtype, jnp.number) and variables.dtype != bool:
+        raise SettingError(f"variables{place}", f"of type {variables.dtype}", f"{wanted}; arrays of numbers")
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from refine_jax import networks, victim
+from refine_jax.attacks import kept
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.images import Dataset
 from refine_jax.errors import DataError, RefineError, SettingError
@@ -120,8 +121,22 @@ def _read_run(path: pathlib.Path, name: str) -> tuple[Checkpoint, dict[str, Any]
         raise SettingError("victim.name", name, f"{theirs}, as {folder} has")
     variables = victim.load(folder, sha256)
     known = {part: described[part] for part in ("mean", "std", "channels", "input_size")}
+    known["input_size"] = known["input_size"] or _trained_size(folder, record["settings"])
     options = {**described["options"], "num_classes": described["num_classes"]}
     return Checkpoint("refine-jax", None, known, None), options, variables
+
+
+def _trained_size(folder: pathlib.Path, settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Returns the size of the images that a run's victim was made for: the attack's, or what the settings ask for."""
+    attack = folder.parent / "attack" / kept.DESCRIPTION
+    try:
+        if attack.is_file():
+            height, width = read_record(attack, kept.FIELDS)["image_size"]
+        else:
+            height = width = settings["dataset"].get("image_size")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{folder}: the size of the images that its victim was trained on cannot be read") from error
+    return (height, width) if type(height) is int and type(width) is int else None
 
 
 def _convert(name: str, weights: Any, path: pathlib.Path) -> dict[str, Any]:
@@ -130,6 +145,8 @@ def _convert(name: str, weights: Any, path: pathlib.Path) -> dict[str, Any]:
         return torch_weights.convert(name, weights)
     except torch_weights.WeightsError as error:
         fitting = torch_weights.fitting(weights)
+        if name in fitting:  # its entries are there, and what they hold cannot be
+            raise DataError(f"{path}: {error}") from error
         if fitting:
             raise SettingError("victim.name", name, f"{' or '.join(fitting)}, whose weights {path} holds") from error
         shortened = "; ".join(_shortened(part) for part in str(error).split("; "))

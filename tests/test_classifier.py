@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
+from refine_jax import networks
 from refine_jax.classifier import Classifier
+from refine_jax.defenses.defend import defend
 from refine_jax.errors import SettingError
 from refine_jax.networks import registry
 
@@ -132,7 +134,11 @@ def test_options_reach_the_network():
         ({"std": (0.5, 0.0, 0.5)}, "std = .*: allowed: three .* above 0"),
         ({"std": (0.5, float("nan"), 0.5)}, "std = .*nan.*: allowed"),
         ({"channels": "BRG"}, "channels = 'BRG': allowed: RGB, BGR"),
-        ({"input_size": 0}, r"input_size = \(0, 0\): allowed: None, a side"),
+        ({"mean": 0.5}, r"mean = 0.5: allowed: three finite"),
+        ({"std": "abc"}, r"std = 'abc': allowed: three finite"),
+        ({"input_size": 0}, r"input_size = 0: allowed: None, a side"),
+        ({"input_size": (32.0, 32.0)}, r"input_size = \(32.0, 32.0\): allowed: .*whole pixels"),
+        ({"input_size": True}, r"input_size = True: allowed: .*whole pixels"),
         ({"input_size": (3, 32, 32)}, r"input_size = \(3, 32, 32\): allowed"),
         ({"options": {"scael": 3}}, "tiny.scael = 3: .*scale.*did you mean 'scale'"),
         ({"num_classes": 0}, "num_classes = 0"),
@@ -148,12 +154,76 @@ def test_an_unknown_network_is_answered_with_the_nearest():
         Classifier("resnet_18", {}, 10, MEAN, STD)
 
 
+def test_a_side_may_be_a_number_of_numpy():
+    assert make(input_size=np.int64(8)).input_size == (8, 8)
+
+
+def shapes(name, num_classes=3, **options):
+    """Variables without values; nothing is compiled for them."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    return jax.eval_shape(networks.build(name, num_classes, **options).init, jax.random.key(0), images)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda: shapes("resnet18", 4, width=2), r"linear/bias \(4,\), not \(3,\), params/linear/kernel \(16, 4\)"),
+        (lambda: shapes("resnet18", width=4), r"bn1/mean \(4,\), not \(2,\), .* more"),
+        (lambda: shapes("resnet34", width=2), r"layer1_2/bn1/mean is left over"),
+        (lambda: {"params": shapes("resnet18", width=2)["params"]}, "batch_stats/bn1/mean is missing"),
+        (lambda: {"conv1.weight": np.zeros((2, 3, 3, 3))}, "'params' are missing; .*torch_weights.convert makes them"),
+        (lambda: None, "'params' are missing"),
+    ],
+)
+def test_weights_of_another_network_are_refused_before_the_first_image(given, message):
+    with pytest.raises(SettingError, match=f"variables = 'a .*': allowed: Flax variables of resnet18 .*{message}"):
+        Classifier("resnet18", given(), 3, MEAN, STD, options={"width": 2})
+
+
+def test_weights_are_held_against_the_network_once_and_not_when_the_tree_is_put_together(monkeypatch):
+    classifier = Classifier("resnet18", shapes("resnet18", width=2), 3, MEAN, STD, options={"width": 2})
+    monkeypatch.setattr("refine_jax.classifier._check_variables", None)
+    again = jax.tree.map(lambda leaf: (leaf,), classifier)
+    assert again.name == "resnet18"
+    assert dict(classifier.computing_in("bfloat16").options) == {"width": 2, "dtype": "bfloat16"}
+
+
+class Flat(nn.Module):
+    """Has weights for each pixel."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
+
+
+def test_weights_that_depend_on_the_size_of_images_are_looked_at_where_it_is_known(monkeypatch):
+    monkeypatch.setitem(registry.NETWORKS, "flat", functools.partial(Flat))
+    variables = {"params": {"Dense_0": {"kernel": np.zeros((48, 3)), "bias": np.zeros(3)}}}
+    assert Classifier("flat", variables, 3, MEAN, STD).input_size is None
+    Classifier("flat", variables, 3, MEAN, STD, input_size=4)
+    with pytest.raises(SettingError, match=r"Dense_0/kernel \(48, 3\), not \(75, 3\)"):
+        Classifier("flat", variables, 3, MEAN, STD, input_size=5)
+
+
+def test_a_vision_transformer_knows_the_size_of_its_images():
+    Classifier("vit", shapes("vit"), 3, MEAN, STD)
+    with pytest.raises(SettingError, match=r"params/patch_linear/kernel \(240, 512\), not"):
+        Classifier("vit", shapes("vit"), 3, MEAN, STD, options={"image_size": 64})
+
+
+def test_a_defense_is_of_as_many_classes_as_the_classifier():
+    with pytest.raises(SettingError, match="num_classes = 7: allowed: 3, as the classifier has so many"):
+        defend(make(), np.zeros((8, 16, 16, 3), np.uint8), num_classes=7)
+
+
 def test_rematerialized_it_is_the_same_classifier_where_its_network_can_be():
     given = {"channels": "BGR", "input_size": 32, "options": {"width": 2}}
-    classifier = Classifier("resnet18", {"params": {}}, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), **given)
+    classifier = Classifier("resnet18", shapes("resnet18", width=2), 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), **given)
     again = classifier.rematerialized()
     assert again.network == classifier.network.clone(remat=True)
     for field in ("name", "variables", "num_classes", "mean", "std", "channels", "input_size"):
         assert getattr(again, field) == getattr(classifier, field)
-    simple = Classifier("vgg16", {"params": {}}, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    simple = Classifier("vgg16", shapes("vgg16"), 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     assert simple.rematerialized() is simple

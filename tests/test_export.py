@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import chex
 import jax
@@ -249,3 +250,47 @@ def test_a_function_of_the_users_own_goes_into_the_programs(defended, tmp_path):
     np.testing.assert_allclose(export.load(tmp_path / "export")(images), expected(behind, images), atol=1e-6)
     with pytest.raises(DataError, match="was a function, whose code is in the programs alone: use load"):
         export.restore(tmp_path / "export")
+
+
+def test_weights_whose_keys_hold_slashes_go_back_to_their_places(defended, tmp_path):
+    # As Haiku names modules: sorted by whole names, 'net/sub/w' comes before 'net/w'.
+    rng = np.random.default_rng(0)
+    sizes = {"first": (3 * SIDE**2, K), "net": (K, K), "net/sub": (K, K)}
+    variables = {name: {"w": rng.normal(size=size, scale=0.3).astype(np.float32)} for name, size in sizes.items()}
+
+    def function(variables, images):
+        hidden = images.reshape(images.shape[0], -1) @ variables["first"]["w"] @ variables["net"]["w"]
+        return jnp.tanh(hidden) @ variables["net/sub"]["w"]
+
+    behind = dataclasses.replace(
+        defended, classifier=function_classifier.wrap(function, (SIDE, SIDE), variables=variables)
+    )
+    export.save(behind, tmp_path / "export")
+    images = picture(3)
+    np.testing.assert_allclose(export.load(tmp_path / "export")(images), expected(behind, images), atol=1e-6)
+    weights = torch_file.load(tmp_path / "export" / "weights.safetensors")
+    np.testing.assert_array_equal(weights["classifier/net/sub/w"], variables["net/sub"]["w"])
+
+
+def test_two_weights_of_one_name_are_refused(defended, tmp_path):
+    variables = {"a/b": {"c": np.ones(1)}, "a": {"b/c": np.ones(1)}}
+    classifier = function_classifier.FunctionClassifier(lambda variables, images: images, variables, K, True)
+    with pytest.raises(SettingError, match="variables = 'classifier/a/b/c': allowed: keys that give each weight"):
+        export.save(dataclasses.replace(defended, classifier=classifier), tmp_path / "export")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ([np.ones(1)], "variables = 'of type list': allowed: nested dicts of arrays"),
+        (np.ones(1), "variables = 'of type ndarray'"),
+        (types.MappingProxyType({"w": np.ones(1)}), "variables = 'of type mappingproxy'"),
+        ({"net": {"layers": [np.ones(1)]}}, r"variables\['net'\]\['layers'\] = 'of type list'"),
+        ({"net": {"w": np.ones(1), "b": None}}, r"variables\['net'\]\['b'\] = 'of type NoneType'"),
+        ({"net": {0: np.ones(1)}}, r"variables\['net'\] = 'with the key 0'"),
+        ({"names": np.array(["a"])}, r"variables\['names'\] = 'of type <U1'"),
+    ],
+)
+def test_variables_that_an_export_could_not_give_back_are_refused(variables, message):
+    with pytest.raises(SettingError, match=message):
+        function_classifier.wrap(lambda variables, images: None, (SIDE, SIDE), variables=variables)

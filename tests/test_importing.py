@@ -13,6 +13,7 @@ from refine_jax import import_stage, importing, networks, settings, triggered
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.images import NO_LABEL, Dataset, Split
 from refine_jax.errors import DataError, SettingError
+from refine_jax.files import hash_arrays, write_record
 from refine_jax.interop import checkpoint_formats, torch_weights
 from refine_jax.interop.torch_file import TorchFileError
 
@@ -93,6 +94,42 @@ def test_another_networks_weights_are_named(file, tmp_path):
     assert len(str(caught.value)) < 1000
 
 
+def test_weights_that_cannot_be_are_not_said_to_be_another_networks(tmp_path):
+    weights = state_dict() | {"linear.bias": np.full(5, np.nan, np.float32)}
+    safetensors.numpy.save_file(weights, tmp_path / "nan.safetensors")
+    with pytest.raises(DataError, match=r"nan.safetensors: weights of resnet18 that are not finite .*: linear.bias"):
+        read(tmp_path / "nan.safetensors")
+
+
+def run_of(folder, imported, image_size=None, attack_size=None):
+    """A working directory with this victim, as far as an import looks at it."""
+    import_stage.keep(imported, folder / "victim" / "checkpoints")
+    described = {"classifier": imported.classifier.describe(), "victim_sha256": hash_arrays(kept_of(imported))}
+    made_from = {"victim": {"name": "resnet18"}, "dataset": {"name": "folder", "image_size": image_size}}
+    write_record(folder / "victim" / "stage.json", {"schema": 1, "settings": made_from, "outcome": described})
+    if attack_size:
+        (folder / "attack").mkdir()
+        write_record(folder / "attack" / "attack.json", {"image_size": attack_size})
+    return folder
+
+
+def kept_of(imported):
+    return {name: imported.classifier.variables[name] for name in ("params", "batch_stats")}
+
+
+def test_a_runs_victim_is_shown_images_of_the_size_that_it_was_trained_on(file, tmp_path):
+    imported = read(file)
+    for number, (made, size) in enumerate(
+        [({"attack_size": [24, 20]}, (24, 20)), ({"image_size": 24}, (24, 24)), ({}, None), ({"image_size": 16}, None)]
+    ):
+        folder = run_of(tmp_path / str(number), imported, **made)
+        for place in (folder, folder / "victim"):
+            found = read(place, **OPEN)
+            assert found.classifier.input_size == size
+            assert found.preprocessing_from["input_size"] == ("assumed" if not made else "the file")
+    assert read(folder, **OPEN | {"input_size": 8}).classifier.input_size == (8, 8)
+
+
 def test_another_number_of_classes_is_refused(file):
     with pytest.raises(SettingError, match=r"dataset.class_names = \['a', .*allowed: 5 names"):
         read(file, dataset(num_classes=4))
@@ -139,6 +176,11 @@ def test_an_accuracy_beside_the_weights_is_what_the_file_claims(saved, accuracy,
     imported = read(tmp_path / "a.pth")
     assert imported.accuracy == (accuracy and pytest.approx(accuracy))
     assert imported.classifier.num_classes == 5
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("inf"), float("nan"), 0, True, np.array([1, 2]), "1"])
+def test_what_cannot_be_an_accuracy_is_none(value):
+    assert checkpoint_formats._fraction(value) is None
 
 
 def test_a_whole_pickled_module_is_refused_with_what_to_do(tmp_path):

@@ -13,8 +13,9 @@ from refine_jax.attacks.trigger import Attack
 from refine_jax.errors import WorkdirError
 from refine_jax.files import hash_arrays, read_record, write_arrays, write_record
 
-_DESCRIPTION, _ARRAYS = "attack.json", "arrays.npz"
-_FIELDS = ("name", "target", "rate", "image_size", "seed", "options", "sha256")
+DESCRIPTION, _ARRAYS = "attack.json", "arrays.npz"
+# What attack.json says.
+FIELDS = ("name", "target", "rate", "image_size", "seed", "options", "sha256")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,12 +75,12 @@ def save(folder: pathlib.Path, attack: Attack, poisoned: Poisoned) -> None:
         arrays["images"] = poisoned.images[poisoned.indices]
     write_arrays(folder / _ARRAYS, arrays)
     # Written last: without it, the folder does not count as holding an attack.
-    write_record(folder / _DESCRIPTION, {**registry.describe(attack), "sha256": hash_arrays(arrays)})
+    write_record(folder / DESCRIPTION, {**registry.describe(attack), "sha256": hash_arrays(arrays)})
 
 
 def is_saved(folder: pathlib.Path) -> bool:
     """Returns whether a folder holds an attack."""
-    return (folder / _DESCRIPTION).exists()
+    return (folder / DESCRIPTION).exists()
 
 
 def load(folder: pathlib.Path) -> Kept:
@@ -89,8 +90,8 @@ def load(folder: pathlib.Path) -> Kept:
         WorkdirError: There is no attack, or its arrays are not those that were written.
     """
     if not is_saved(folder):
-        raise WorkdirError(f"{folder} holds no attack: {folder / _DESCRIPTION} is missing")
-    description = read_record(folder / _DESCRIPTION, _FIELDS)
+        raise WorkdirError(f"{folder} holds no attack: {folder / DESCRIPTION} is missing")
+    description = read_record(folder / DESCRIPTION, FIELDS)
     wanted = description.pop("sha256")
     try:
         with np.load(folder / _ARRAYS, allow_pickle=False) as file:
@@ -98,7 +99,7 @@ def load(folder: pathlib.Path) -> Kept:
     except Exception as error:  # of which kind depends on what is damaged
         raise WorkdirError(f"{folder / _ARRAYS} cannot be read: {str(error).partition(chr(10))[0]}") from error
     if hash_arrays(arrays) != wanted:
-        raise WorkdirError(f"{folder / _ARRAYS} is not what was written: its SHA-256 is not that of {_DESCRIPTION}")
+        raise WorkdirError(f"{folder / _ARRAYS} is not what was written: its SHA-256 is not that of {DESCRIPTION}")
     drawn = {name.removeprefix("attack/"): value for name, value in arrays.items() if name.startswith("attack/")}
     attack = registry.rebuild(description, drawn)
     return Kept(attack, arrays["indices"], arrays["cover_indices"], arrays.get("images"), wanted)

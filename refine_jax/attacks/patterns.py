@@ -1,15 +1,17 @@
 """Patterns as arrays or picture files, and the patch at the lower right that several attacks share."""
 
 import math
+import numbers
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from refine_jax.attacks.options import check_number
+from refine_jax.datasets import pictures
 from refine_jax.errors import SettingError
 
 # Options of every attack with a patch.
@@ -49,7 +51,7 @@ def draw_patch(image_size: tuple[int, int], options: Mapping[str, Any], field: s
     if any(side > available for side, available in zip(size, image_size, strict=True)):
         raise SettingError(f"{field}.pattern", size, f"at most as large as the image, {image_size}")
     mask = pattern.any(axis=-1, keepdims=True) if size == image_size else np.ones((*size, 1), bool)
-    if weight is None or np.ndim(weight) == 0:
+    if weight is None or isinstance(weight, numbers.Real):
         factor = 1.0 if weight is None else check_number(f"{field}.weight", weight, 0, 1, above=True)
         weight = np.where(mask, np.float32(factor), np.float32(0))
     else:
@@ -58,7 +60,10 @@ def draw_patch(image_size: tuple[int, int], options: Mapping[str, Any], field: s
 
 
 def _check_weight(field: str, weight: Any, sizes: tuple[tuple[int, int], ...]) -> np.ndarray:
-    weight = np.asarray(weight, np.float32)
+    try:
+        weight = np.asarray(weight, np.float32)
+    except (ValueError, TypeError) as error:
+        raise SettingError(field, f"a {type(weight).__name__}", "a number, or an array of numbers") from error
     given = weight.shape
     weight = _channels_last(weight, sizes)
     if weight is None:
@@ -132,7 +137,12 @@ def read_pattern(
             picture = picture.resize(image_size[::-1], Image.Resampling.BILINEAR)
         pattern = np.asarray(picture)
     else:
-        pattern = _check_pattern(field, np.asarray(value), image_size)
+        try:
+            values = np.asarray(value)
+        except ValueError as error:  # rows of several lengths
+            allowed = "a picture file, or numbers of shape [h, w] or [h, w, 3]"
+            raise SettingError(field, f"a {type(value).__name__}", f"{allowed}; {error}") from error
+        pattern = _check_pattern(field, values, image_size)
     if exact and pattern.shape[:2] != image_size:
         raise SettingError(field, pattern.shape[:2], f"of the image's size, {image_size}")
     return pattern
@@ -142,10 +152,19 @@ def _open_picture(field: str, path: str | os.PathLike) -> Image.Image:
     path = pathlib.Path(path).expanduser()
     try:
         with Image.open(path) as picture:
-            return picture.convert("RGB")
+            if math.prod(picture.size) > pictures.MAX_PIXELS:
+                raise pictures.UnreadableError(f"{picture.size[0]} x {picture.size[1]} pixels")
+            picture.load()
+            if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+                # What lies under transparent pixels is often black or white, and never what was seen.
+                raise pictures.UnreadableError("it has transparent pixels; give pattern and weight as arrays instead")
+            return pictures.to_rgb(picture)
     except FileNotFoundError as error:
         raise SettingError(field, str(path), "a picture file that exists") from error
-    except (UnidentifiedImageError, OSError) as error:
+    except pictures.UnreadableError as error:
+        allowed = f"an opaque picture of 8 bits a channel and at most {pictures.MAX_PIXELS} pixels"
+        raise SettingError(field, str(path), f"{allowed}: {error}") from error
+    except Exception as error:  # what Pillow raises for a damaged file is anyone's guess
         raise SettingError(field, str(path), "a picture that Pillow can read, as a PNG") from error
 
 

@@ -127,6 +127,8 @@ def _to_json(value: Any) -> Any:
     """Returns an option as a JSON value; what was given as an array lies in `arrays`."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, list | tuple) and all(np.ndim(item) == 0 for item in value):
         return [_to_json(item) for item in value]
     if isinstance(value, str | int | float | bool | None):

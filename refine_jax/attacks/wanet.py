@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,14 +41,18 @@ def draw(image_size: tuple[int, int], options: Mapping[str, Any], field: str, ke
 
 
 def _check_control_grid(field: str, value: Any) -> np.ndarray:
+    wanted = "[1, 2, k, k], k at least 2; x first, then y"
     if isinstance(value, str | os.PathLike):
         try:
-            value = np.load(value, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            value = np.load(pathlib.Path(value).expanduser(), allow_pickle=False)
+        except Exception as error:  # of which kind depends on what is damaged
             raise SettingError(field, os.fspath(value), "a .npy file that exists and holds an array") from error
-    grid = np.asarray(value)
+    try:
+        grid = np.asarray(value)
+    except ValueError as error:  # rows of several lengths
+        raise SettingError(field, f"a {type(value).__name__}", wanted) from error
     if grid.ndim != 4 or grid.shape[:2] != (1, 2) or min(grid.shape) < 1 or min(grid.shape[2:]) < 2:
-        raise SettingError(field, f"array of shape {grid.shape}", "[1, 2, k, k], k at least 2; x first, then y")
+        raise SettingError(field, f"array of shape {grid.shape}", wanted)
     if grid.dtype.kind not in "iuf" or not np.isfinite(grid).all():
         raise SettingError(field, f"{grid.dtype} array", "finite numbers")
     return grid.astype(np.float32)

@@ -36,12 +36,17 @@ def read(
     tree = folder_files.read_tree(place, changes, field)
     numbers = [_number(field, name, class_names) for name in tree.classes]
     files = [(path, numbers[position] if numbers else 0) for path, position in tree.files]
-    images, labels = read_files(place, files, image_size, changes, what)
+    images, labels = read_files(place, files, image_size, changes, what, field)
     return images, labels if numbers else None
 
 
 def read_files(
-    place: pathlib.Path, files: Sequence[tuple[str, int]], image_size: tuple[int, int], changes: Changes, what: str
+    place: pathlib.Path,
+    files: Sequence[tuple[str, int]],
+    image_size: tuple[int, int],
+    changes: Changes,
+    what: str,
+    field: str = "victim.checkpoint",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads pictures that are known by name.
 
@@ -51,6 +56,7 @@ def read_files(
         image_size: As in `read`.
         changes: What was left out so far; what is now is added, and all of it is said.
         what: They are, for the log.
+        field: Name of the setting or flag that they are from.
 
     Returns:
         (images uint8 [N, H, W, 3], labels int32 [N]).
@@ -63,7 +69,8 @@ def read_files(
             f"{shown(place)} holds no picture ({', '.join(folder_files.SUFFIXES)}) to be taken{changes.summary()}"
         )
     height, width = image_size
-    images, labels = folder_pictures.read_pictures(place, files, height if height == width else None, changes)
+    side = height if height == width else None
+    images, labels = folder_pictures.read_pictures(place, files, side, changes, field)
     if images.shape[1:3] != (height, width):
         found = f"{images.shape[2]} x {images.shape[1]}"
         raise DataError(f"{shown(place)} holds pictures of {found} pixels: {width} x {height} are needed")
@@ -75,11 +82,13 @@ def _number(field: str, name: str, class_names: Sequence[str]) -> int:
     """The class that a folder's name says."""
     if name in class_names:
         return class_names.index(name)
-    if name.isdecimal() and (not class_names or int(name) < len(class_names)):
+    # Where classes are called by numbers themselves, another number is none of them.
+    takes_numbers = not any(known.isdecimal() for known in class_names)
+    if takes_numbers and name.isdecimal() and (not class_names or int(name) < len(class_names)):
         return int(name)
     if class_names:
-        names = ", ".join(class_names)
-        allowed = f"{names}, or a number, 0 to {len(class_names) - 1}{did_you_mean(name, class_names)}"
+        numbers = f", or a number, 0 to {len(class_names) - 1}" if takes_numbers else ""
+        allowed = f"{', '.join(class_names)}{numbers}{did_you_mean(name, class_names)}"
     else:
         allowed = "a class's number, as no names are known"
     raise SettingError(f"a class folder of {field}", name, allowed)

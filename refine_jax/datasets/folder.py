@@ -7,6 +7,7 @@ kept in `Dataset.changes`.
 import hashlib
 import json
 import logging
+import numbers
 import os
 import pathlib
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "folder"
 _FIELD = "dataset.root"
-_TEST_FOLDERS = ("test", "val")
+_TEST_FOLDERS = ("test", "val", "valid", "validation")
 _LARGEST_SIDE = 4096
 # One picture in so many is held back where there is no folder of test pictures.
 _TEST_EVERY = 5
@@ -41,9 +42,10 @@ def load(
 ) -> Dataset:
     """Returns the pictures of a folder, decoded once and mapped from a cache after that.
 
-    The folder is one of class folders, or of pictures without labels, or has train/ and perhaps test/ or val/ of
-    these. Class folders are numbered by their sorted names, as torchvision's ImageFolder does. Where there is no
-    folder of test pictures, every fifth picture of each class is one, by the SHA-256 of its path.
+    The folder is one of class folders, or of pictures without labels, or has train/ and perhaps test/, val/, valid/ or
+    validation/ of these, the first that is there, in upper or lower case. Class folders are numbered by their sorted
+    names, as torchvision's ImageFolder does. Where there is no folder of test pictures, every fifth picture of each
+    class is one, by the SHA-256 of its path.
 
     Args:
         data_dir: Not looked at.
@@ -60,13 +62,16 @@ def load(
         DataError: There is not what is needed; what, and where.
     """
     del data_dir
+    if image_size is not None:
+        whole = isinstance(image_size, numbers.Integral) and not isinstance(image_size, bool)
+        if not whole or not 1 <= image_size <= _LARGEST_SIDE:
+            raise SettingError("dataset.image_size", image_size, f"a whole number, 1 to {_LARGEST_SIDE}")
+        image_size = int(image_size)
     trees, changes = _find(root, test_root), Changes()
     read = {
         name: folder_files.read_tree(place, changes, "dataset.test_root" if name == "test" and test_root else _FIELD)
         for name, place in trees.items()
     }
-    if image_size is not None and not 1 <= image_size <= _LARGEST_SIDE:
-        raise SettingError("dataset.image_size", image_size, f"1 to {_LARGEST_SIDE}")
     names = _class_names(read, class_names)
     for name, tree in read.items():
         if not tree.files:
@@ -112,13 +117,40 @@ def _find(root: str | os.PathLike | None, test_root: str | os.PathLike | None) -
                 "a folder of pictures; " + ("this is a file" if path.exists() else "this is not there"),
             )
         places.append(path)
-    train = folder_files.inside(places[0], "train")
     if test_root is not None:
-        return {"train": train or places[0], "test": places[1]}
-    test = next((found for name in _TEST_FOLDERS if (found := folder_files.inside(places[0], name))), None)
-    if train is None or test is None:
-        return {"train": train or places[0]}
-    return {"train": train, "test": test}
+        return {"train": _splits(places[0], places[1]).get("train", places[0]), "test": places[1]}
+    found = _splits(places[0])
+    return found if "train" in found else {"train": places[0]}
+
+
+def _splits(root: pathlib.Path, beside: pathlib.Path | None = None) -> dict[str, pathlib.Path]:
+    """The folders called train and test, or as one of `_TEST_FOLDERS`, within the root.
+
+    Raises:
+        DataError: train may as well be a class: there are folders of pictures beside it, other than `beside`. Or two
+            folders differ by upper and lower case alone.
+    """
+    folders = folder_files.folders(root)
+    named: dict[str, str] = {}
+    for name in folders:
+        role = name.lower()
+        if role in ("train", *_TEST_FOLDERS) and role in named:
+            raise DataError(f"{shown(root)} has both {shown(named[role])}/ and {shown(name)}/: one of them is meant")
+        named[role] = name
+    if "train" not in named:
+        return {}
+    others = [name for name in folders if name.lower() not in ("train", *_TEST_FOLDERS) and root / name != beside]
+    if others := folder_files.of_pictures(root, others):
+        listed = ", ".join(f"{shown(name)}/" for name in others[:3]) + (", ..." if len(others) > 3 else "")
+        train = f"{named['train']}/"
+        raise DataError(
+            f"{shown(root)} has {train} beside {listed}: either {train} holds the training pictures, then give it as "
+            f"{_FIELD}, and test pictures as dataset.test_root; or it is a class like the others, then move all of "
+            "them into one folder train/"
+        )
+    test = next((named[role] for role in _TEST_FOLDERS if role in named), None)
+    there = {"train": named["train"]} | ({} if test is None else {"test": test})
+    return {role: folder_files.inside(root, name) for role, name in there.items()}
 
 
 def _class_names(trees: dict[str, Tree], given: Sequence[str] | None) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import logging
 import os
 import pathlib
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from refine_jax.errors import DataError
@@ -121,15 +121,32 @@ def read_tree(place: pathlib.Path, changes: Changes, field: str) -> Tree:
     return Tree(place, classes, files)
 
 
-def inside(place: pathlib.Path, name: str) -> pathlib.Path | None:
-    """Returns a folder of this name within a folder, None where there is none.
+def folders(place: pathlib.Path) -> list[str]:
+    """Returns the names of the folders in a folder, sorted; a link to one counts.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return [entry.name for entry in _entries(os.fspath(place)) if _is(entry, stat.S_ISDIR)]
+    except OSError as error:
+        raise DataError(f"{shown(place)}: cannot be read: {error.strerror}") from error
+
+
+def of_pictures(place: pathlib.Path, names: Sequence[str]) -> list[str]:
+    """Returns those of the folders in a folder that hold a picture and are no links, as `read_tree` would see it."""
+    walk = _Walk(os.path.realpath(place), Changes())
+    entries = [entry for entry in _entries(os.fspath(place)) if entry.name in names]
+    return [entry.name for entry in entries if walk.is_folder(entry, entry.name) and walk.below(entry)]
+
+
+def inside(place: pathlib.Path, name: str) -> pathlib.Path:
+    """Returns a folder of this name within a folder.
 
     Raises:
         DataError: It is a link that leads out.
     """
     path = place / name
-    if not path.is_dir():
-        return None
     if not _is_below(os.path.realpath(path), os.path.realpath(place)):
         raise DataError(f"{shown(path)} is a link that leads out of the folder: give what it leads to")
     return path

@@ -18,7 +18,11 @@ _DECODED_AT_ONCE = 256
 
 
 def read_pictures(
-    place: pathlib.Path, files: Sequence[tuple[str, int]], image_size: int | None, changes: Changes
+    place: pathlib.Path,
+    files: Sequence[tuple[str, int]],
+    image_size: int | None,
+    changes: Changes,
+    field: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decodes pictures; those that cannot be are left out and noted.
 
@@ -27,13 +31,15 @@ def read_pictures(
         files: Paths below it, and the label of each.
         image_size: Side that pictures are brought to, see `pictures.decode`; None: they stay as they are.
         changes: Where to note them.
+        field: Name of the setting that they are from, where they must be of one size; None: they are the data set's,
+            whose image_size can make them so.
 
     Returns:
         (images uint8 [N, H, W, 3], labels int32 [N]).
 
     Raises:
-        SettingError: There are several sizes, and none is asked for.
-        DataError: Not one can be decoded, or they would not fit into memory.
+        SettingError: There are several sizes in a data set, and none is asked for.
+        DataError: There are several in another folder. Not one can be decoded, or they would not fit into memory.
     """
     images, labels, row, first = np.empty((0, 1, 1, 3), np.uint8), np.empty(len(files), np.int32), 0, ""
 
@@ -64,6 +70,10 @@ def read_pictures(
                         f"{shown(p)} has {s[1]} x {s[0]}"
                         for p, s in ((first, images.shape[1:]), (path, picture.shape))
                     ]
+                    if field is not None:
+                        raise DataError(
+                            f"{shown(place)} ({field}): pictures differ in size: {', '.join(sizes)} pixels"
+                        )
                     allowed = f"a side to bring all pictures to, as they differ: {', '.join(sizes)} pixels"
                     raise SettingError("dataset.image_size", None, allowed)
                 if not _suffix_fits(path, format_name):

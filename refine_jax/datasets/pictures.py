@@ -57,11 +57,19 @@ def decode(encoded: bytes, side: int | None = None) -> tuple[np.ndarray, str]:
         UnreadableError: As in `open_picture`; or it has more than 8 bits a channel.
     """
     image = open_picture(encoded)
+    format_name, image = str(image.format), to_rgb(image)
+    return np.asarray(image if side is None else middle(resize(image, side), side)), format_name
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Returns the image in RGB, 8 bits a channel.
+
+    Raises:
+        UnreadableError: It has more.
+    """
     if image.mode in _DEEP_MODES:
         raise UnreadableError(f"mode {image.mode}, more than 8 bits a channel")
-    format_name = str(image.format)
-    image = image.convert("RGB")
-    return np.asarray(image if side is None else middle(resize(image, side), side)), format_name
+    return image.convert("RGB")
 
 
 def resize(image: Image.Image, short_side: int) -> Image.Image:

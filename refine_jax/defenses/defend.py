@@ -76,6 +76,8 @@ def defend_seeds(
 
 def _check(classifier, images, settings, num_classes, variables) -> tuple[Any, Split, dict[str, Any], int]:
     """Returns classifier, images, whole settings and K, of what `defend` was given; refuses what cannot be."""
+    if isinstance(classifier, Classifier) and num_classes not in (None, classifier.num_classes):
+        raise SettingError("num_classes", num_classes, f"{classifier.num_classes}, as the classifier has so many")
     images = np.asarray(images)
     chex.assert_shape(images, (None, None, None, 3))
     chex.assert_type(images, np.uint8)

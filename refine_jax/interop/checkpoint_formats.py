@@ -13,8 +13,6 @@ References:
 
 import csv
 import dataclasses
-import math
-import numbers
 import os
 import pathlib
 from collections.abc import Mapping
@@ -170,7 +168,7 @@ def _fraction(value: Any) -> float | None:
     """An accuracy, written as a fraction or in percent; None where it cannot be one."""
     if isinstance(value, np.ndarray | np.generic) and np.ndim(value) == 0:
         value = value.item()
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 100:
         return None
     value = float(value)
-    return value if 0 < value <= 1 else value / 100 if 1 < value <= 100 else None
+    return value if value <= 1 else value / 100

@@ -7,7 +7,13 @@ import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from refine_jax.interop.untrusted import MAX_OBJECT_BYTES, MAX_PICKLE_BYTES, TorchFileError, shown
+from refine_jax.interop.untrusted import (
+    MAX_NUMBER_KEYS,
+    MAX_OBJECT_BYTES,
+    MAX_PICKLE_BYTES,
+    TorchFileError,
+    shown,
+)
 
 # Bytes charged for what CPython 3.11 to 3.14 takes at most, the growth of tables and the last check included.
 OPERATION_BYTES = 48
@@ -15,10 +21,11 @@ CONTAINER_BYTES = 320
 _ITEM = 128
 _MAX_LINE = 1 << 16
 _MAX_INTEGER = 255
+_MEMO_GAP = 1_000
 
 
 class Budget:
-    """Memory that the objects of a file may take, tensors' data aside.
+    """Memory that the objects of a file may take, tensors' data aside, and how many keys may be numbers.
 
     Args:
         size: In bytes.
@@ -26,6 +33,7 @@ class Budget:
 
     def __init__(self, size: int = MAX_OBJECT_BYTES):
         self.size = self._left = size
+        self._number_keys = 0
 
     def spend(self, size: int) -> None:
         """Takes `size` bytes.
@@ -37,6 +45,16 @@ class Budget:
         if self._left < 0:
             raise TorchFileError(f"its pickle holds objects of more than {self.size} bytes besides the tensors' data")
 
+    def count_number_key(self) -> None:
+        """Counts a number that becomes a key of a dict or an element of a set.
+
+        Raises:
+            TorchFileError: There are too many.
+        """
+        self._number_keys += 1
+        if self._number_keys > MAX_NUMBER_KEYS:
+            raise TorchFileError(f"its pickle has more than {MAX_NUMBER_KEYS} numbers as keys or elements of sets")
+
 
 class Builder:
     """What may stand where a pickle calls something.
@@ -44,16 +62,17 @@ class Builder:
     Args:
         name: Its name in the file.
         build: Takes the arguments to the value; raises TorchFileError for arguments that are not understood.
+        has_keys: Whether it makes keys, and takes the budget, too, as its first argument.
     """
 
-    def __init__(self, name: str, build: Callable[..., Any]):
-        self.name, self._build = name, build
+    def __init__(self, name: str, build: Callable[..., Any], *, has_keys: bool = False):
+        self.name, self._build, self._has_keys = name, build, has_keys
 
-    def __call__(self, arguments: Any) -> Any:
+    def __call__(self, arguments: Any, budget: Budget) -> Any:
         if not isinstance(arguments, tuple):
             raise TorchFileError(f"calls {self.name} with {shown(arguments)}")
         try:
-            return self._build(*arguments)
+            return self._build(budget, *arguments) if self._has_keys else self._build(*arguments)
         except TypeError as error:
             raise TorchFileError(f"calls {self.name} with arguments that it has not") from error
 
@@ -204,7 +223,7 @@ class Machine:
         if not isinstance(builder, Builder):
             raise TorchFileError(f"its pickle calls {shown(builder)}, which is nothing to be called")
         self.budget.spend(CONTAINER_BYTES + _size(arguments))
-        self._stack.append(builder(arguments))
+        self._stack.append(builder(arguments, self.budget))
 
     def build(self) -> None:
         """Gives the value below the top its state."""
@@ -217,6 +236,9 @@ class Machine:
 
     def remember(self, index: int) -> None:
         """Keeps the value on top of the stack as number `index`."""
+        # Programs count up; numbers at will could all have one hash, and the memo would take forever.
+        if not 0 <= index <= len(self._memo) + _MEMO_GAP:
+            raise TorchFileError(f"its pickle keeps a value out of turn, as number {shown(index)}")
         self.budget.spend(_ITEM)
         self._memo[index] = self.top()
 
@@ -238,7 +260,7 @@ class Machine:
     def add(self, items: list[Any]) -> None:
         """Adds to the set below."""
         self.budget.spend(_ITEM * len(items))
-        self._below(set).update([key(item) for item in items])
+        self._below(set).update([key(item, self.budget) for item in items])
 
     def fill(self, items: list[Any]) -> None:
         """Fills the dict below with keys and values in turn."""
@@ -247,7 +269,7 @@ class Machine:
         self.budget.spend(_ITEM * len(items) // 2)
         target = self._below(dict)
         for index in range(0, len(items), 2):
-            target[key(items[index])] = items[index + 1]
+            target[key(items[index], self.budget)] = items[index + 1]
 
     def push_dict(self) -> None:
         """Puts a dict of the items on the stack."""
@@ -269,18 +291,19 @@ class Machine:
         return target
 
 
-def key(value: Any) -> Any:
+def key(value: Any, budget: Budget) -> Any:
     """Returns a key of a dict or an element of a set.
 
     Tuples are none: their hash is computed by recursion, and many tuples of one hash are easily made.
 
     Raises:
-        TorchFileError: It is no string, no bytes and no number.
+        TorchFileError: It is no string, no bytes and no number, or there are too many numbers.
     """
-    if value is None or isinstance(value, str | bytes | bool | float):
+    if value is None or isinstance(value, str | bytes | bool):
         return value
-    # Beyond this, many whole numbers have the same hash, and a dict of them takes forever.
-    if isinstance(value, numbers.Integral) and int(value).bit_length() < 61:
+    # Beyond this, whole numbers are easily made that all have one hash.
+    if isinstance(value, float) or (isinstance(value, numbers.Integral) and int(value).bit_length() < 61):
+        budget.count_number_key()
         return value
     raise TorchFileError(f"has {shown(value)} as a key or an element of a set")
 

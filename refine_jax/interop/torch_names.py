@@ -6,8 +6,15 @@ table for the last part.
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
+
+import numpy as np
+
+# Of a layer's number; what is longer is none.
+_MAX_DIGITS = 9
+# Networks that are read as small ones even where their entries have torchvision's names.
+_SMALL = ("resnet18", "resnet34", "resnet50")
 
 
 class Family(NamedTuple):
@@ -58,7 +65,7 @@ def _mae_options(sizes: dict[str, int], names: Iterable[str]) -> dict[str, int]:
 
 
 def _numbers(pattern: str, names: Iterable[str]) -> list[int]:
-    return [int(match[1]) for name in names if (match := re.match(pattern, name))]
+    return [int(match[1]) for name in names if (match := re.match(pattern, name)) and len(match[1]) <= _MAX_DIGITS]
 
 
 _STAGES = (r"layer(\d+)_(\d+)", r"layer\1.\2")
@@ -154,6 +161,24 @@ FAMILIES: dict[str, Family] = {
 
 # The last part of a path; what is missing here keeps its name.
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+
+
+def with_own_names(name: str, entries: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns entries, those of torchvision's ResNet with a 3 x 3 stem under the names of the ResNet for small images.
+
+    Many programs make just this of torchvision's: conv1 = Conv2d(3, 64, 3, 1, 1), maxpool = Identity().
+    """
+    if name not in _SMALL or "fc.weight" not in entries or "linear.weight" in entries:
+        return dict(entries)
+    if "conv1.weight" not in entries or entries["conv1.weight"].shape[2:] != (3, 3):
+        return dict(entries)
+    own = {re.sub(r"^fc\.", "linear.", key).replace(".downsample.", ".shortcut."): entries[key] for key in entries}
+    return own if len(own) == len(entries) else dict(entries)  # some have both names
+
+
+def shows(name: str, entries: Mapping[str, np.ndarray]) -> bool:
+    """Returns whether there is an entry that shows a size of the network."""
+    return any(key in entries for places in FAMILIES[name].sizes.values() for key, _ in places)
 
 
 def torch_name(name: str, path: tuple[str, ...]) -> str:

@@ -139,30 +139,30 @@ def _rebuild_parameter(data: Any, requires_grad: Any = True, hooks: Any = None, 
     return data
 
 
-def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+def _rebuild_from_type(budget: Budget, function: Any, kind: Any, arguments: Any, state: Any) -> Any:
     """Builds a tensor with attributes of its own, without them."""
     kinds = (_NAMES["torch.Tensor"], _NAMES["torch.nn.parameter.Parameter"])
     if all(function is not build for build in _REBUILD.values()) or all(kind is not allowed for allowed in kinds):
         raise TorchFileError("has a tensor of a class of its own")
-    return function(arguments)
+    return function(arguments, budget)
 
 
-def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
+def _ordered_dict(budget: Budget, pairs: Any = ()) -> dict[Any, Any]:
     if not isinstance(pairs, list | tuple) or any(not isinstance(p, list | tuple) or len(p) != 2 for p in pairs):
         raise TorchFileError(f"fills an OrderedDict with {shown(pairs)}")
-    return {key(name): value for name, value in pairs}
+    return {key(name, budget): value for name, value in pairs}
 
 
-def _counter(counts: Any = None) -> dict[Any, Any]:
+def _counter(budget: Budget, counts: Any = None) -> dict[Any, Any]:
     if counts is not None and type(counts) is not dict:
         raise TorchFileError(f"fills a Counter with {shown(counts)}")
-    return dict(counts or {})
+    return {key(name, budget): value for name, value in (counts or {}).items()}
 
 
-def _set(items: Any = ()) -> set[Any]:
+def _set(budget: Budget, items: Any = ()) -> set[Any]:
     if not isinstance(items, list | tuple):
         raise TorchFileError(f"fills a set with {shown(items)}")
-    return {key(item) for item in items}
+    return {key(item, budget) for item in items}
 
 
 def _size(items: Any = ()) -> tuple[int, ...]:
@@ -222,8 +222,8 @@ def _numpy_scalar(dtype: Any, data: Any) -> np.generic:
     return np.frombuffer(data, dtype)[0]
 
 
-def _builders(functions: dict[str, Callable[..., Any]]) -> dict[str, Builder]:
-    return {name: Builder(name, build) for name, build in functions.items()}
+def _builders(functions: dict[str, Callable[..., Any]], *, has_keys: bool = False) -> dict[str, Builder]:
+    return {name: Builder(name, build, has_keys=has_keys) for name, build in functions.items()}
 
 
 _REBUILD = _builders(
@@ -239,15 +239,20 @@ _NAMES: dict[str, Any] = {
     **_REBUILD,
     **_builders(
         {
-            "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
             "torch.nn.parameter.Parameter": _rebuild_parameter,
             "torch.Size": _size,
             "torch.device": _device,
-            "collections.OrderedDict": _ordered_dict,
-            "collections.Counter": _counter,
             "_codecs.encode": _encode,
             "numpy.dtype": _numpy_dtype,
         }
+    ),
+    **_builders(
+        {
+            "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+            "collections.OrderedDict": _ordered_dict,
+            "collections.Counter": _counter,
+        },
+        has_keys=True,
     ),
     "torch.Tensor": _Class("torch.Tensor"),
     "torch.storage.UntypedStorage": StorageType(DTYPES["uint8"]),
@@ -256,7 +261,8 @@ _NAMES: dict[str, Any] = {
 }
 # Python 3 writes the names of Python 2; NumPy 2 moved its own.
 for _module in ("builtins", "__builtin__"):
-    _NAMES |= _builders({f"{_module}.set": _set, f"{_module}.bytes": _bytes, f"{_module}.complex": _complex})
+    _NAMES |= _builders({f"{_module}.bytes": _bytes, f"{_module}.complex": _complex})
+    _NAMES |= _builders({f"{_module}.set": _set}, has_keys=True)
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _NAMES |= _builders({f"{_module}._reconstruct": _numpy_array, f"{_module}.scalar": _numpy_scalar})
 for _module in ("torch", "torch.cuda"):

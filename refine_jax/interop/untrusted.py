@@ -17,6 +17,8 @@ MAX_HEADER_BYTES = 8 * MIB
 MAX_ENTRIES = 100_000
 MAX_DIRECTORY_BYTES = 16 * MIB
 MAX_NESTING = 100
+# Numbers as keys, whose hashes are no secret: so many may all be chosen to collide, which takes some ten seconds.
+MAX_NUMBER_KEYS = 50_000
 # Values and bytes that writing the outcome out would take, shared containers and arrays counted at each place.
 MAX_VALUES = 10_000_000
 MAX_REPETITION = 8

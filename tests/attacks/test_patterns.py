@@ -97,6 +97,58 @@ def test_a_file_that_is_no_picture(tmp_path):
         attacks.build("blended", 32, pattern=path)
 
 
+def opaque():
+    return np.full((32, 32, 4), 255, np.uint8)
+
+
+def transparent():
+    pixels = opaque()
+    pixels[:-3, :, 3] = 0
+    return pixels
+
+
+def with_transparent_color(color):
+    picture = Image.new("P", (32, 32))
+    picture.putpalette([255, 0, 0, 0, 255, 0])
+    picture.info["transparency"] = color
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (Image.fromarray(transparent()), "transparent pixels; give pattern and weight as arrays"),
+        (Image.fromarray(transparent()).convert("LA"), "transparent pixels"),
+        (with_transparent_color(0), "transparent pixels"),
+        (Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) * 60), "mode I;16, more than 8 bits"),
+    ],
+)
+@pytest.mark.parametrize("name", ["badnets", "blended"])
+def test_pictures_that_would_become_another_trigger_are_refused(tmp_path, name, picture, message):
+    path = tmp_path / "pattern.png"
+    picture.save(path)
+    with pytest.raises(SettingError, match=rf"attack\.{name}\.pattern = .*an opaque picture of 8 bits .*{message}"):
+        attacks.build(name, 32, pattern=path)
+
+
+def test_an_alpha_channel_that_hides_nothing_is_fine(tmp_path):
+    path = tmp_path / "pattern.png"
+    for picture in (Image.fromarray(opaque()), with_transparent_color(1)):
+        picture.save(path)
+        shown = np.asarray(picture.convert("RGB"))
+        np.testing.assert_array_equal(attacks.build("blended", 32, pattern=path).arrays["pattern"], shown)
+
+
+@pytest.mark.parametrize("limit", [1023, 511])  # beyond twice Pillow's own limit it raises by itself
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch, limit):
+    path = tmp_path / "pattern.png"
+    Image.new("RGB", (32, 32)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit if limit == 511 else None)
+    monkeypatch.setattr("refine_jax.datasets.pictures.MAX_PIXELS", limit)
+    with pytest.raises(SettingError, match=r"attack\.blended\.pattern = .*(32 x 32 pixels|Pillow can read)"):
+        attacks.build("blended", 32, pattern=path)
+
+
 def test_blending_rounds_half_to_even():
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=-1)
     pattern = np.full((16, 16, 3), 128, np.uint8)

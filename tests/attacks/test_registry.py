@@ -1,5 +1,6 @@
 """What a user gets wrong, and how it is said."""
 
+import json
 import re
 
 import numpy as np
@@ -43,6 +44,21 @@ def test_numbers_of_numpy_are_numbers():
 
 
 @pytest.mark.parametrize(
+    ("name", "given", "kept"),
+    [
+        ("blended", {"alpha": np.float32(0.25)}, {"alpha": 0.25}),
+        ("label_consistent", {"steps": np.int64(5)}, {"steps": 5}),
+        ("adaptive_patch", {"alphas": tuple(np.float32([0.5, 0.25, 1, 1]))}, {"alphas": [0.5, 0.25, 1, 1]}),
+    ],
+)
+def test_numbers_of_numpy_are_kept_as_json_values(name, given, kept):
+    attack = attacks.build(name, 32, **given)
+    described = json.loads(json.dumps(attacks.describe(attack)))
+    assert described["options"].items() >= kept.items()
+    attack.trigger(np.zeros((1, 32, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
     ("name", "given", "message"),
     [
         ("badnet", {}, r"attack\.name = 'badnet': .*badnets.*did you mean 'badnets'"),
@@ -57,6 +73,9 @@ def test_numbers_of_numpy_are_numbers():
         ("badnets", {"rate": float("nan")}, r"attack\.rate = nan"),
         ("badnets", {"patern": 1}, r"attack\.badnets\.patern = 1: .*pattern, weight \(did you mean 'pattern'\?\)"),
         ("badnets", {"alpha": 0.1}, r"attack\.badnets\.alpha = 0\.1: .*no such option"),
+        ("badnets", {"pattern": [[1, 2], [3]]}, r"attack\.badnets\.pattern = 'a list': allowed: a picture file, or"),
+        ("badnets", {"weight": [[1, 2], [3]]}, r"attack\.badnets\.weight = 'a list': allowed: a number, or an array"),
+        ("wanet", {"control_grid": [[1, 2], [3]]}, r"attack\.wanet\.control_grid = 'a list': allowed: \[1, 2, k, k\]"),
         ("badnets", {"pattern": np.zeros((33, 3), np.uint8)}, r"attack\.badnets\.pattern = \(33, 3\): .*\(32, 32\)"),
         ("badnets", {"pattern": "nowhere.png"}, r"attack\.badnets\.pattern = 'nowhere\.png': .*exists"),
         ("badnets", {"pattern": np.full((3, 3), 1.5)}, r"attack\.badnets\.pattern = .*floats from 0 to 1"),
@@ -95,3 +114,13 @@ def test_an_attack_that_is_gone_cannot_be_rebuilt():
     attack = attacks.build("badnets", 32)
     with pytest.raises(SettingError, match=r"attack\.name = 'nonesuch'"):
         attacks.rebuild({**attacks.describe(attack), "name": "nonesuch"}, attack.arrays)
+
+
+def test_an_array_file_may_lie_in_the_home_folder_and_must_be_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "grid.npy").touch()
+    with pytest.raises(SettingError, match=r"attack\.wanet\.control_grid = .*a \.npy file that exists and holds an"):
+        attacks.build("wanet", 32, control_grid=str(tmp_path / "grid.npy"))
+    grid = attacks.build("wanet", 32).arrays["control_grid"]
+    np.save(tmp_path / "grid.npy", grid)
+    np.testing.assert_array_equal(attacks.build("wanet", 32, control_grid="~/grid.npy").arrays["control_grid"], grid)

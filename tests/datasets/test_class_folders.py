@@ -43,6 +43,21 @@ def test_a_number_beyond_the_classes_is_refused(root):
         read(root, ("cat", "dog"))
 
 
+def test_where_classes_are_called_by_numbers_other_numbers_are_none(root):
+    (root / "dog").rename(root / "2")
+    (root / "0").rename(root / "1")
+    assert sorted(read(root, ("1", "2", "11"))[1].tolist()) == [0, 1, 2]
+    (root / "1").rename(root / "0")
+    with pytest.raises(SettingError, match=r"a class folder of --data = '0': allowed: 1, 2, 11(?! or)"):
+        read(root, ("1", "2", "11"))
+
+
+def test_pictures_of_several_sizes_are_the_fault_of_their_folder(root):
+    Image.new("L", (8, 4)).save(root / "dog" / "y.png")
+    with pytest.raises(DataError, match=r"dog \(--data\): pictures differ in size: x.png has 6 x 4, y.png has 8 x 4"):
+        read(root / "dog", (), (4, 6))
+
+
 def test_pictures_without_folders_have_no_labels(root):
     images, labels = read(root / "dog", ("cat", "dog"))
     assert len(images) == 1

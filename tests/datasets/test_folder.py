@@ -57,6 +57,45 @@ def test_class_folders_are_numbered_by_their_sorted_names(root, tmp_path):
     assert made.changes == {"counts": {}, "files": []}
 
 
+@pytest.mark.parametrize("others", [["bus", "car"], ["a", "b", "test", "Val"]])
+def test_a_class_called_train_is_not_taken_for_the_data_set(root, tmp_path, others):
+    write_classes(root, [*others, "train"], 5)
+    with pytest.raises(DataError, match=rf"has train/ beside {others[0]}/, {others[1]}/: either .* or it is a class"):
+        load(root, tmp_path)
+    # Each way out that the error names.
+    assert load(root / "train", tmp_path).class_names == ()
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    root.rename(outer / "train")
+    assert load(outer, tmp_path).class_names == tuple(sorted([*others, "train"]))
+
+
+def test_folders_without_pictures_and_the_test_root_may_lie_beside_train(root, tmp_path):
+    write_classes(root / "train", count=5)
+    write_classes(root / "holdout", count=2)
+    (root / "annotations").mkdir()
+    (root / "annotations" / "all.xml").touch()
+    (root / "link").symlink_to(root / "holdout")
+    made = load(root, tmp_path, test_root=root / "holdout")
+    assert (len(made.train), len(made.test)) == (10, 4)
+
+
+@pytest.mark.parametrize("names", [("train", "valid"), ("train", "validation"), ("Train", "Test"), ("TRAIN", "Valid")])
+def test_splits_are_known_in_upper_and_lower_case_and_by_their_longer_names(root, tmp_path, names):
+    for name, count in zip(names, (4, 2), strict=True):
+        write_classes(root / name, count=count)
+    made = load(root, tmp_path)
+    assert (made.class_names, len(made.train), len(made.test)) == (("cat", "dog"), 8, 4)
+
+
+def test_two_splits_of_one_name_are_refused(root, tmp_path):
+    for name in ("Train", "train"):
+        write_classes(root / name, count=2)
+    if len(list(root.iterdir())) == 2:  # where the file system tells them apart
+        with pytest.raises(DataError, match="has both Train/ and train/"):
+            load(root, tmp_path)
+
+
 def test_without_test_pictures_every_fifth_of_each_class_is_held_back(root, tmp_path):
     write_classes(root, count=11)
     made = load(root, tmp_path)
@@ -244,8 +283,12 @@ def test_more_files_or_more_pixels_than_fit_are_refused_before_they_are_read(roo
         patch.setattr(os, "sysconf", lambda name: 64 if name == "SC_PAGE_SIZE" else 90)
         with pytest.raises(DataError, match=r"16 pictures of 8 x 8 take 0.0 GiB.*smaller dataset.image_size"):
             load(root, tmp_path)
-    with pytest.raises(SettingError, match=r"dataset.image_size = 0: allowed: 1 to 4096"):
-        load(root, tmp_path, image_size=0)
+
+
+@pytest.mark.parametrize("value", [0, 4097, 32.0, "32", True])
+def test_what_is_no_side_is_refused(root, tmp_path, value):
+    with pytest.raises(SettingError, match=f"dataset.image_size = {value!r}: allowed: a whole number, 1 to 4096"):
+        load(root, tmp_path, image_size=value)
 
 
 def test_a_link_within_the_folder_counts_as_the_file_it_leads_to(root, tmp_path):

@@ -149,9 +149,12 @@ def test_without_settings_they_are_the_papers(classifier, fitted):
     assert (seed, num_classes) == (0, K)
 
 
-def test_there_may_be_fewer_classes_than_the_classifier_was_made_for(classifier, images, fitted):
-    defend(classifier, images, SMALL, num_classes=3)
-    assert fitted[0][4] == 3
+@pytest.mark.parametrize("change", [-1, 1])
+def test_classes_are_as_many_as_the_classifier_has(classifier, images, fitted, change):
+    with pytest.raises(SettingError, match=rf"num_classes = .*allowed: {classifier.num_classes}, as the classifier"):
+        defend(classifier, images, SMALL, num_classes=classifier.num_classes + change)
+    defend(classifier, images, SMALL, num_classes=classifier.num_classes)
+    assert fitted[0][4] == classifier.num_classes
 
 
 @pytest.mark.parametrize(

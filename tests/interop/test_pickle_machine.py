@@ -46,7 +46,7 @@ PATTERNS = {
     "a large set": b"\x8f(" + b"".join(b"J" + struct.pack("<i", i << 8) for i in range(COUNT)) + b"\x90",
     "nested tuples": b")" + b"\x85" * COUNT,
     "a large tuple": b"(" + b"N" * COUNT * 2 + b"t",
-    "memo": b"N" + b"".join(b"r" + struct.pack("<I", i << 12) for i in range(COUNT)),
+    "memo": b"N" + b"".join(b"r" + struct.pack("<I", i) for i in range(COUNT)),
     "next memo": b"N" + b"\x94" * COUNT,
     "strings": (b"X\1\0\0\0" + b"a") * COUNT,
     "a wide string": string("\U0001f600" + "a" * 900_000),
@@ -179,3 +179,73 @@ def test_truth_values_are_0_or_1(tmp_path):
     )
     with pytest.raises(TorchFileError, match="neither 0 nor 1"):
         load(tmp_path, tensor((6,), (1,), stored=stored), b"\1\0\0\0\2\0")
+
+
+def test_an_expanded_tensor_is_refused_before_it_is_looked_into(tmp_path):
+    """A storage of one truth value, shown 2 ** 40 times."""
+    stored = storage(numel=1, kind="BoolStorage")
+    tracemalloc.start()
+    try:
+        with pytest.raises(TorchFileError, match="take 1099511627776 bytes written out"):
+            load(tmp_path, tensor((1 << 40,), (0,), stored=stored), b"\1")
+        assert tracemalloc.get_traced_memory()[1] < MIB
+        load(tmp_path, tensor((1 << 25,), (0,), stored=stored), b"\1")  # within the limits: no copy of it is made
+        assert tracemalloc.get_traced_memory()[1] < MIB
+    finally:
+        tracemalloc.stop()
+
+
+def test_limits_are_tested_at_each_child_and_arrays_are_looked_into_once(monkeypatch):
+    class Counting(np.ndarray):
+        seen = 0
+
+        def view(self, *kind):
+            Counting.seen += 1
+            return np.asarray(self).view(*kind)
+
+    shared = np.zeros(1 << 20, bool).view(Counting)
+    values.check([shared] * 60, 1)
+    assert Counting.seen == 1
+    looked_at = iter([shared] * 1000)
+    monkeypatch.setattr(values, "_extent", _stop_after(values._extent, looked_at))
+    with pytest.raises(TorchFileError, match=f"take {65 << 20} bytes written out"):
+        values.check([shared] * 1000, 1)
+    assert Counting.seen == 1
+    assert len(list(looked_at)) == 1000 - 66  # the list itself and 65 of its children
+
+
+def _stop_after(function, counter):
+    def counted(*arguments):
+        next(counter)
+        return function(*arguments)
+
+    return counted
+
+
+@pytest.mark.parametrize(
+    "opcodes",
+    [
+        b"}(" + b"".join(integer(i << 40) + b"N" for i in range(6)) + b"u",
+        b"\x8f(" + b"".join(map(integer, range(6))) + b"\x90",
+        b"}(" + b"".join(b"G" + struct.pack(">d", i) + b"N" for i in range(6)) + b"u",
+        b"](" + b"".join(b"}" + integer(i) + b"Ns" for i in range(6)) + b"e",
+        again("collections.OrderedDict", b"](" + b"K\1N\x86K\2N\x86" + b"e\x85", 3),
+        again("builtins.set", b"](K\1K\2e\x85", 3),
+        again("collections.Counter", b"}(K\1K\1K\2K\1u\x85", 2),
+    ],
+)
+def test_numbers_as_keys_are_counted_over_all_containers(tmp_path, monkeypatch, opcodes):
+    """Their hashes are known, so that many of them make a dict take forever."""
+    monkeypatch.setattr("refine_jax.interop.pickle_machine.MAX_NUMBER_KEYS", 6)
+    load(tmp_path, opcodes)
+    monkeypatch.setattr("refine_jax.interop.pickle_machine.MAX_NUMBER_KEYS", 5)
+    with pytest.raises(TorchFileError, match="more than 5 numbers as keys or elements of sets"):
+        load(tmp_path, opcodes)
+
+
+@pytest.mark.parametrize("number", [-1, 1002, (1 << 61) - 1])
+def test_values_are_kept_in_turn(tmp_path, number):
+    """Numbers of the memo that all have one hash would make it take forever."""
+    assert load(tmp_path, b"Np0\np1001\n") is None
+    with pytest.raises(TorchFileError, match=f"keeps a value out of turn, as number {number}"):
+        load(tmp_path, b"Np5\np%d\n" % number)

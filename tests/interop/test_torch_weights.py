@@ -115,6 +115,104 @@ def test_prefixes_and_wrappers(prefix, wrap):
     chex.assert_trees_all_equal(torch_weights.convert("unet", wrapped), torch_weights.convert("unet", state_dict))
 
 
+def small_resnet18():
+    module = networks.build("resnet18", 3, width=2)
+    return torch_weights.to_torch("resnet18", rules.variables(module, (1, 8, 8, 3)))
+
+
+@pytest.mark.parametrize("prefix", ["model.", "backbone.", "1.", "model.net.", "module.1.module."])
+def test_a_prefix_that_all_names_have_is_left_out(prefix):
+    state_dict = unet_state_dict()
+    wrapped = {prefix + key: value for key, value in state_dict.items()}
+    chex.assert_trees_all_equal(torch_weights.convert("unet", wrapped), torch_weights.convert("unet", state_dict))
+
+
+def test_a_prefix_that_hides_another_network_is_named():
+    wrapped = {f"encoder.{key}": value for key, value in unet_state_dict().items()}
+    with pytest.raises(DataError, match=r"not the weights of resnet18; missing: .*; all names begin with 'encoder\.'"):
+        torch_weights.convert("resnet18", wrapped)
+
+
+def with_torchvisions_names(state_dict):
+    pairs = (("linear.", "fc."), (".shortcut.", ".downsample."))
+    renamed = {}
+    for key, value in state_dict.items():
+        for own, theirs in pairs:
+            key = key.replace(own, theirs)
+        renamed[key] = value
+    assert "fc.weight" in renamed
+    assert "layer2.0.downsample.0.weight" in renamed
+    return renamed
+
+
+def test_torchvisions_names_with_a_small_stem_are_the_small_resnet(caplog):
+    state_dict = small_resnet18()
+    renamed = with_torchvisions_names(state_dict)
+    assert torch_weights.fitting(renamed) == ("resnet18",)
+    assert not caplog.records
+    variables = torch_weights.convert("resnet18", {f"net.{key}": value for key, value in renamed.items()})
+    assert_same(torch_weights.to_torch("resnet18", variables), state_dict)
+    assert torch_weights.infer_options("resnet18", renamed) == {"num_classes": 3, "width": 2}
+    (record,) = caplog.records
+    assert "resnet18: torchvision's names" in record.getMessage()
+    assert "no max-pooling" in record.getMessage()
+    torch_weights.convert("resnet18", state_dict)
+    assert len(caplog.records) == 1
+    both = renamed | {"layer2.0.shortcut.0.weight": renamed["layer2.0.downsample.0.weight"]}
+    with pytest.raises(DataError, match=r"left over: .*downsample"):
+        torch_weights.convert("resnet18", both)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_are_finite(value):
+    state_dict = unet_state_dict()
+    state_dict["outc.conv.bias"][1] = value
+    with pytest.raises(DataError, match=r"weights of unet that are not finite numbers: outc.conv.bias$"):
+        torch_weights.convert("unet", state_dict)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int64, np.bool_, np.complex64, object])
+def test_weights_are_floating_point_numbers(kind):
+    state_dict = unet_state_dict()
+    state_dict["outc.conv.weight"] = state_dict["outc.conv.weight"].astype(kind)
+    with pytest.raises(DataError, match=r"; no floating-point numbers: outc.conv.weight (int|bool|complex|object)"):
+        torch_weights.convert("unet", state_dict)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("unet", "down{}.maxpool_conv.1.double_conv.0.weight"),
+        ("vit", "transformer.layers.{}.0.fn.norm.weight"),
+        ("mae", "blocks.{}.norm1.weight"),
+        ("mae", "decoder_blocks.{}.norm1.weight"),
+    ],
+)
+def test_a_network_has_no_more_layers_than_entries_and_than_any(monkeypatch, name, entry):
+    monkeypatch.setattr(torch_weights, "_entries", None)  # would take forever
+    shows = {"unet": "outc.conv.weight", "vit": "mlp_head.1.bias", "mae": "cls_token"}[name]
+    for number in (3, 10**8):
+        state_dict = {shows: np.zeros((1, 2, 3), np.float32), entry.format(number): np.zeros(3, np.float32)}
+        with pytest.raises(DataError, match=f"not the weights of {name}: 2 entries name {number}"[:-1]):
+            torch_weights.convert(name, state_dict)
+    assert name not in torch_weights.fitting(state_dict)
+    many = state_dict | {entry.format(number): np.zeros(3, np.float32) for number in range(100)}
+    del many[entry.format(10**8)]
+    with pytest.raises(DataError, match=r"101 entries name \d+ layers, and (10|64) can be"):
+        torch_weights.convert(name, many)
+
+
+def test_a_number_too_long_for_one_is_no_layers():
+    state_dict = unet_state_dict() | {f"down{'9' * 5000}.weight": np.zeros(3, np.float32)}
+    with pytest.raises(DataError, match="left over: down9999"):
+        torch_weights.convert("unet", state_dict)
+
+
+def test_what_is_no_array_is_named():
+    with pytest.raises(DataError, match="the entry 'history' of the state dict is a list, no array"):
+        torch_weights.convert("resnet18", {"epoch": 3, "history": [[1], [1, 2]], "sd": {}})
+
+
 def test_counters_may_be_missing():
     state_dict = {k: v for k, v in unet_state_dict().items() if not k.endswith("num_batches_tracked")}
     assert_same(torch_weights.to_torch("unet", torch_weights.convert("unet", state_dict)), unet_state_dict())
