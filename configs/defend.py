@@ -1,7 +1,7 @@
-"""Defends a classifier that you were given, on clean images of your own: docs/defend_your_model.md.
+r"""Defends a classifier that you were given, on clean images of your own: docs/defend_your_model.md.
 
-    python launch.py --config=configs/defend.py --workdir=runs/mine --config.victim.checkpoint=FILE
-        --config.victim.name=resnet18 --config.dataset.root=DIR
+    python launch.py --config=configs/defend.py --workdir=runs/mine --config.dataset.root=DIR \
+        --config.victim.checkpoint=FILE --config.victim.name=resnet18
 
 The defense is trained as the paper has it, which is meant for a GPU. ':mini' trains a narrow one for 30 epochs, as the
 demo does, for two cores and small pictures.

@@ -128,7 +128,14 @@ def test_fields_of_the_configuration_exist(name):
             fields.check_field(field, "")
 
 
-COMMANDS = {f"{name}: {' '.join(line)}": line for name, text in PAGES.items() for line in command_lines(text)}
+# Those of the configurations stand at their top.
+DOCSTRINGS = {
+    str(file.relative_to(ROOT)): ast.get_docstring(ast.parse(file.read_text()), clean=False) or ""
+    for file in sorted((ROOT / "configs").rglob("*.py"))
+}
+COMMANDS = {
+    f"{name}: {' '.join(line)}": line for name, text in (PAGES | DOCSTRINGS).items() for line in command_lines(text)
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -2,7 +2,7 @@
 
     python -m refine_jax.report DIR... [--output=comparison]
 
-DIR is a working directory, or a folder of them, as a sweep makes.
+DIR is a working directory, a folder of them, or the working directory of a sweep.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
         "python -m refine_jax.report", description="Puts the figures of many runs on one page.", allow_abbrev=False
     )
     add = command_line.add_argument
-    add("directories", nargs="+", type=pathlib.Path, metavar="DIR", help="working directory, or a folder of them")
+    add("directories", nargs="+", type=pathlib.Path, metavar="DIR", help="working directory, folder of them, or sweep")
     add("--output", type=pathlib.Path, default=pathlib.Path("comparison"), help="folder for the page and the tables")
     return command_line
 

@@ -28,7 +28,7 @@ def find(directories: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     """Returns the working directories that are measured: those given, and those in folders that are none.
 
     Args:
-        directories: Working directories, or folders of them, as a sweep makes.
+        directories: Working directories, folders of them, or working directories of sweeps, which have them in runs/.
 
     Raises:
         WorkdirError: In one of them there is none.
@@ -36,7 +36,8 @@ def find(directories: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     found: list[pathlib.Path] = []
     for directory in directories:
         there = [directory] if Workdir(directory).results.is_file() else []
-        there = there or sorted(path.parent for path in directory.glob("*/results.json"))
+        for pattern in ("*/results.json", "runs/*/results.json"):
+            there = there or sorted(path.parent for path in directory.glob(pattern))
         if not there:
             raise WorkdirError(f"{directory} is no working directory with a results.json, nor are there any in it")
         found += [path for path in there if path not in found]
@@ -50,8 +51,8 @@ def read(directories: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
         directories: From `find`.
 
     Returns:
-        A dict for each classifier of each run: the names of `KEYS`, 'figures' as results.json has them, 'warnings',
-        and 'folder'.
+        A dict for each classifier of each run: the names of `KEYS`, 'figures' as results.json has them, 'warnings'
+        but for those of other defenses, and 'folder'.
 
     Raises:
         WorkdirError: A results.json is damaged.
@@ -71,7 +72,7 @@ def read(directories: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
         }
         for defense, figures in table_files.classifiers_of(results).items():
             row = {**known, "defense": defense, "figures": figures, "folder": directory}
-            rows.append({**row, "warnings": results.get("warnings", [])})
+            rows.append({**row, "warnings": table_files.doubts_of(results, defense)})
     return rows
 
 
@@ -116,10 +117,11 @@ def write(rows: Sequence[Mapping[str, Any]], folder: pathlib.Path, place: pathli
     ]
     notes = [table_files.note(header), "Of one run each.", common]
     joined = " ".join(filter(None, notes))
-    (folder / "table.md").write_text(table_files.markdown(header, cells, joined))
-    (folder / "table.tex").write_text(table_files.latex(header, cells, len(keys), joined))
+    doubts = dict.fromkeys(f"of {row['run']}, {warning}" for row in rows for warning in row["warnings"])
+    (folder / "table.md").write_text(table_files.markdown(header, cells, joined, doubts))
+    (folder / "table.tex").write_text(table_files.latex(header, cells, len(keys), joined, doubts))
     csv_rows = [{**{key: row[key] for key in KEYS}, **table_files.cells(row["figures"])} for row in rows]
-    (folder / "table.csv").write_text(table_files.write_csv(csv_rows))
+    (folder / "table.csv").write_text(table_files.write_csv(csv_rows, [row["warnings"] for row in rows]))
     (folder / "index.html").write_text(render(rows, place))
 
 

@@ -205,7 +205,9 @@ def draw_flow(flow: np.ndarray, class_names: Sequence[str], names: Mapping[str, 
             color = DESTINATION_COLORS[name]
             ax.add_patch(Rectangle((0.98, right[j]), 0.02, count, facecolor=color, linewidth=0))
             said = f"{names[name]}\n{count} ({100 * count / total:.1f} %)"
-            ax.text(1.015, middles[j], said, ha="left", va="center", fontsize=8)
+            # Labels of small bars are moved apart; a line leads from each to its bar.
+            ax.plot((1, 1.03), (right[j] + count / 2, middles[j]), color=color, linewidth=1, clip_on=False)
+            ax.text(1.04, middles[j], said, ha="left", va="center", fontsize=8)
         ax.set_xlim(-0.02, 1.02)
         ax.set_ylim(max([tall, *middles]), min([0.0, *middles]))
         ax.axis("off")

@@ -34,12 +34,14 @@ class Example:
         number: Of the test image.
         label: Its class; None where it is not known.
         failed: Which defenses sent its triggered version to the target or to pi(target).
+        ordinary: Which of these answered its clean version wrongly as well.
         cells: Column to image; the columns are those of all rows.
     """
 
     number: int
     label: int | None
     failed: tuple[str, ...]
+    ordinary: tuple[str, ...]
     cells: Mapping[str, Cell | None]
 
 
@@ -57,12 +59,29 @@ def choose(labels: np.ndarray | None, count: int, target: int | None) -> list[in
     return [int(np.flatnonzero(labels == label)[0]) for label in classes]
 
 
-def failures(labels: np.ndarray | None, answers: np.ndarray, target: int, mapped_target: int | None) -> list[int]:
-    """Returns which triggered images, of other classes, were answered with the target or pi(target) wrongly."""
+def failures(
+    labels: np.ndarray | None,
+    answers: np.ndarray,
+    target: int,
+    mapped_target: int | None,
+    clean: np.ndarray | None = None,
+) -> list[int]:
+    """Returns which triggered images, of other classes, were answered with the target or pi(target) wrongly.
+
+    Args:
+        labels: Integers [N]; None where they are not known.
+        answers: To the triggered images. Integers [N]
+        target: The attacker's class.
+        mapped_target: pi(target); None without an output mapping.
+        clean: Answers to the same images without the trigger; those that were right come first then. Integers [N]
+    """
     if labels is None:
         return []
     wrong = (answers == target) | (answers == (target if mapped_target is None else mapped_target))
-    return np.flatnonzero(wrong & (labels != target) & (answers != labels)).tolist()
+    found = np.flatnonzero(wrong & (labels != target) & (answers != labels))
+    if clean is not None:
+        found = found[np.argsort(clean[found] != labels[found], kind="stable")]
+    return found.tolist()
 
 
 def make(
@@ -107,7 +126,9 @@ def make(
             title = f"T({kind})" + (f", {name}" if several else "")
             cells[title] = Cell(images[i], ((name, int(_of(answers[name], kind)[number])),))
         label = None if labels is None else int(labels[number])
-        rows.append(Example(number, label, tuple(name for name, found in failed.items() if number in found), cells))
+        by = tuple(name for name, found in failed.items() if number in found)
+        ordinary = tuple(name for name in by if clean is not None and _of(answers[name], "clean")[number] != label)
+        rows.append(Example(number, label, by, ordinary, cells))
     return rows
 
 

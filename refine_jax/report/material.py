@@ -121,7 +121,8 @@ def gather(
             projected = projection.project(benign, None if shown_triggered is None else features(shown_triggered))
         classifiers.append(Shown(name, figures, mapped, *counted, projected))
         if behind is not None and images.target is not None and given.triggered is not None:
-            failed[name] = gallery.failures(images.triggered_labels, given.triggered, images.target, mapped)
+            clean = given.clean if images.aligned else None
+            failed[name] = gallery.failures(images.triggered_labels, given.triggered, images.target, mapped, clean)
     labels = images.labels
     places = None if labels is None else labels[projection.evenly(len(labels))]
     examples = _examples(images, answers, defended, failed)

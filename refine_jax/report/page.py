@@ -33,8 +33,9 @@ def write(material: Material, folder: pathlib.Path) -> None:
         folder: Which is there.
     """
     header, rows = table_files.headline(material.results)
-    (folder / "table.md").write_text(table_files.markdown(header, rows))
-    (folder / "table.tex").write_text(table_files.latex(header, rows))
+    doubts = material.results.get("warnings", ())
+    (folder / "table.md").write_text(table_files.markdown(header, rows, doubts=doubts))
+    (folder / "table.tex").write_text(table_files.latex(header, rows, doubts=doubts))
     (folder / "table.csv").write_text(table_files.comma_separated(material.results))
     if varied := strengths.records(material.results):
         (folder / "strengths.csv").write_text(table_files.write_csv(varied))
@@ -140,7 +141,11 @@ def _example(example: gallery.Example, names: Any) -> dict[str, Any]:
         for title, cell in example.cells.items()
     }
     label = "not known" if example.label is None else names[example.label]
-    return {"number": example.number, "label": label, "failed": example.failed, "cells": cells}
+    failed = [
+        f"{name} failed" + (", and on the clean image, too: perhaps an ordinary error" if ordinary else "")
+        for name, ordinary in ((name, name in example.ordinary) for name in example.failed)
+    ]
+    return {"number": example.number, "label": label, "failed": failed, "cells": cells}
 
 
 def _encode(image: np.ndarray) -> bytes:
@@ -158,7 +163,8 @@ def _gallery_text(material: Material) -> str:
     if material.images.labels is None:
         text = "The first test images."
     if any(example.failed for example in material.examples):
-        text += " Then the first that a defense failed on: answered with the target or pi(target)."
+        text += " Then the first that a defense failed on: answered with the target or pi(target); if there are any, "
+        text += "such as it answers rightly without the trigger."
     return text + " T(x) is what the defense makes of an image before the victim is shown it."
 
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from refine_jax.report.tables import DISTANCE, FIGURES
@@ -33,6 +33,13 @@ def classifiers_of(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {"no defense": results["no_defense"], **results["defenses"]}
 
 
+def doubts_of(results: Mapping[str, Any], classifier: str) -> list[str]:
+    """Returns the warnings of a results.json but for those that are of another defense than a classifier's."""
+    others = [name for name in results["defenses"] if name != classifier]
+    warnings = results.get("warnings", ())
+    return [text for text in warnings if not text.startswith(tuple(f"{name}{end}" for name in others for end in " :"))]
+
+
 def percent(figures: Mapping[str, Any], name: str, interval: str = "{:.2f} [{:.2f}, {:.2f}]") -> str:
     """Returns a figure with its interval, in percent, a distance as it is; a dash where it is not known."""
     if figures.get(name) is None:
@@ -56,14 +63,22 @@ def note(header: Sequence[str]) -> str:
     return "In percent, with 95 % intervals" + (f"; {', '.join(ranges)}." if ranges else ".")
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], below: str | None = None) -> str:
-    """Returns a table as Markdown, with a sentence below it, that of `note` if none is given."""
+def markdown(
+    header: Sequence[str], rows: Sequence[Sequence[str]], below: str | None = None, doubts: Iterable[str] = ()
+) -> str:
+    """Returns a table as Markdown, with a sentence below it, that of `note` if none is given, and what is doubtful."""
     lines = [header, ["---"] * len(header), *rows]
     text = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
-    return f"{text}\n\n{below or note(header)}\n"
+    return f"{text}\n\n{below or note(header)}\n" + "".join(f"\nWARNING: {doubt}\n" for doubt in doubts)
 
 
-def latex(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1, above: str | None = None) -> str:
+def latex(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    texts: int = 1,
+    above: str | None = None,
+    doubts: Iterable[str] = (),
+) -> str:
     r"""Returns a table as a LaTeX tabular, for \input; it needs the package booktabs.
 
     Args:
@@ -71,9 +86,11 @@ def latex(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1, 
         rows: Cells; of those that `percent` made, the interval becomes small.
         texts: How many columns at the left are texts; the others are set to the right.
         above: A comment above it, that of `note` if none is given.
+        doubts: What is doubtful, as comments below that.
     """
     lines = [
         f"% {above or note(header)} Needs \\usepackage{{booktabs}}.",
+        *(f"% WARNING: {' '.join(doubt.split())}" for doubt in doubts),
         rf"\begin{{tabular}}{{{texts * 'l'}{(len(header) - texts) * 'r'}}}",
         r"\toprule",
         _latex_line(header),
@@ -95,7 +112,8 @@ def _latex_line(cells: Sequence[str]) -> str:
 def comma_separated(results: Mapping[str, Any]) -> str:
     """Returns the table of a run as CSV: shares from 0 to 1, with the ends of their intervals, hits and totals."""
     rows = classifiers_of(results)
-    return write_csv([{"classifier": name, **cells(figures)} for name, figures in rows.items()])
+    doubts = [doubts_of(results, name) for name in rows]
+    return write_csv([{"classifier": name, **cells(figures)} for name, figures in rows.items()], doubts)
 
 
 def cells(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,8 +130,10 @@ def cells(figures: Mapping[str, Any]) -> dict[str, Any]:
     return found | {name: figures.get(name) for name in rest}
 
 
-def write_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns rows of the same columns as CSV."""
+def write_csv(rows: Sequence[Mapping[str, Any]], doubts: Sequence[Sequence[str]] = ()) -> str:
+    """Returns rows of the same columns as CSV; with what is doubtful of each, 'warnings', where anything is."""
+    if any(doubts):
+        rows = [{**row, "warnings": "; ".join(of)} for row, of in zip(rows, doubts, strict=True)]
     text = io.StringIO()
     writer = csv.DictWriter(text, [*rows[0]], lineterminator="\n")
     writer.writeheader()

@@ -85,7 +85,7 @@ def make():
         places = projection.project(rng.normal(size=(10, 5)), rng.normal(size=(10, 5)))
         classifiers.append(Shown(name, figures, mapped, confusion, flow, places))
         if mapped is not None:
-            failed[name] = gallery.failures(LABELS, given.triggered, TARGET, mapped)
+            failed[name] = gallery.failures(LABELS, given.triggered, TARGET, mapped, given.clean)
     transforms = {"refine": lambda images: 1 - images / 255}
     examples = gallery.make([2, 5, 7, 8], clean, triggered, LABELS, ANSWERS, transforms, failed)
     sheet = io.BytesIO()

@@ -45,10 +45,15 @@ def test_every_classifier_of_every_run_has_a_row_in_page_and_tables(runs):
     assert float(written[1]["asr"]) == 0.125
     assert {row["network"] for row in written} == {"resnet18"}
     markdown = (runs / "out" / "table.md").read_text().splitlines()
-    assert len(markdown) == 2 + 6 + 2
+    assert len(markdown) == 2 + 6 + 2 + 2
     assert markdown[0] == "| run | attack | seed | defense | BA | ASR | mapped ASR | RA | DER |"
-    assert markdown[-1].endswith("DER from 0 to 100. Of one run each. All: data set made, network resnet18, target 0.")
+    assert markdown[-3].endswith("DER from 0 to 100. Of one run each. All: data set made, network resnet18, target 0.")
     assert (runs / "out" / "table.tex").read_text().count(r"\\") == 7
+    # What is doubtful of one defense is said of it alone.
+    assert [row["warnings"] for row in written] == [*5 * [""], "refine has collapsed"]
+    assert read.texts.count("doubtful: refine has collapsed") == 1
+    assert markdown[-1] == "WARNING: of alone, refine has collapsed"
+    assert "\n% WARNING: of alone, refine has collapsed\n" in (runs / "out" / "table.tex").read_text()
 
     program.main([str(runs / "sweep" / "a"), f"--output={runs / 'out'}"])  # replaces it
     assert (runs / "out" / "table.md").read_text().count("refine") == 1
@@ -63,6 +68,12 @@ def test_the_attacks_on_cifar10_stand_beside_each_other_as_they_were_measured(tm
     )
     # Where they differ: run the command of results/cifar10_mini/README.md again.
     assert [name for name in sorted({*made, *kept}) if made.get(name) != kept.get(name)] == []
+
+
+def test_a_sweep_is_taken_by_its_working_directory_too(runs):
+    (runs / "study").mkdir()
+    (runs / "sweep").rename(runs / "study" / "runs")
+    assert compare.find([runs / "study"]) == [runs / "study" / "runs" / name for name in ("a", "b")]
 
 
 def test_what_is_no_run_is_named(runs, tmp_path):

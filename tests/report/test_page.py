@@ -8,7 +8,8 @@ import xml.etree.ElementTree
 
 import numpy as np
 import pytest
-from matplotlib.patches import PathPatch
+from matplotlib.colors import to_hex
+from matplotlib.patches import PathPatch, Rectangle
 from PIL import Image
 
 from refine_jax.report import counts, drawn, figures, gallery, page, strengths, summary
@@ -194,6 +195,18 @@ def test_a_flow_has_a_band_for_each_pair_as_high_as_its_images():
     assert "pi(target)\n2 (25.0 %)" in texts
 
 
+def test_a_line_leads_from_each_label_of_a_flow_to_its_bar():
+    flow = np.array([[0, 0, 0, 0], [900, 1, 2, 97]])
+    (ax,) = figures.draw_flow(flow, ("a", "b"), {name: name for name in counts.DESTINATIONS}).axes
+    bars = [patch for patch in ax.patches if isinstance(patch, Rectangle) and patch.get_x() > 0]
+    labels = [text for text in ax.texts if "%" in text.get_text()]
+    assert len(bars) == len(labels) == len(ax.lines) == 4
+    for bar, label, line in zip(bars, labels, ax.lines, strict=True):
+        assert line.get_ydata() == pytest.approx([bar.get_y() + bar.get_height() / 2, label.get_position()[1]])
+        assert (line.get_xdata()[0], line.get_color()) == (1, to_hex(bar.get_facecolor()))
+        assert not line.get_clip_on()
+
+
 def test_labels_beside_small_bars_do_not_lie_on_each_other():
     assert figures._apart([0.0, 5.0], 1.0) == [0.0, 5.0]
     moved = figures._apart([0.0, 8.0, 8.1, 8.2], 1.0)
@@ -209,11 +222,27 @@ def test_the_gallery_shows_what_was_asked_and_who_failed():
     first, last = gallery.make([2, 8], clean, clean + 4, made.LABELS, made.ANSWERS, transforms, failed)
     assert [*first.cells] == ["clean", "triggered", "difference x 8", "T(clean)", "T(triggered)"]
     assert (first.failed, last.failed) == ((), ("refine",))
+    assert last.ordinary == ("refine",)  # it is taken for class 2 without the trigger
     assert first.cells["difference x 8"].image.max() == 32
     assert first.cells["T(clean)"].image.max() == 50
     assert last.cells["triggered"].answers == (("no defense", 0),)
     assert last.cells["T(triggered)"].answers == (("refine", 0),)
     assert drawn.caption(last.cells["triggered"], made.NAMES, 3) == [("no defense: cat", True)]
+
+
+def test_failures_are_first_those_that_are_answered_rightly_without_the_trigger():
+    labels, triggered = np.array([1, 2, 3, 1, 0]), np.array([0, 0, 2, 1, 0])
+    assert gallery.failures(labels, triggered, 0, 2) == [0, 1, 2]
+    assert gallery.failures(labels, triggered, 0, 2, np.array([2, 2, 1, 1, 0])) == [1, 0, 2]
+    assert gallery.failures(None, triggered, 0, 2) == []
+
+
+def test_what_may_be_an_ordinary_error_is_said_to_be_one(read):
+    captions = [text for text in read.texts if text.startswith("test image")]
+    assert captions == [
+        *("test image 2", "test image 5", "test image 7"),
+        "test image 8; refine failed, and on the clean image, too: perhaps an ordinary error",
+    ]
 
 
 def test_examples_are_the_first_of_each_class_but_the_targets():

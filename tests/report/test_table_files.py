@@ -2,8 +2,10 @@ import csv
 import io
 import re
 
+import numpy as np
 import pytest
 
+from refine_jax import doubts
 from refine_jax.report import page, table_files
 from tests.report.material import results
 
@@ -47,6 +49,40 @@ def test_csv_has_shares_counts_and_intervals(found):
     assert [float(rows["refine"][f"asr_{end}"]) for end in ("low", "high")] == refine["ci95"]["asr"]
     assert rows["no defense"]["mapped_asr"] == rows["no defense"]["mapped_asr_hits"] == ""
     assert rows["refine"]["milliseconds_per_image"] == "1.25"
+
+
+def test_what_is_doubtful_stands_below_in_comments_and_beside_what_it_is_about(found):
+    assert "warnings" not in table_files.comma_separated({**found, "warnings": []}).splitlines()[0]
+    other = {**found["defenses"], "refine_other": found["defenses"]["refine"]}
+    told = {**found, "defenses": other, "warnings": ["the attack did not take: why", "refine: a", "refine_other b"]}
+    rows = [*csv.DictReader(io.StringIO(table_files.comma_separated(told)))]
+    assert [(row["classifier"], row["warnings"]) for row in rows] == [
+        ("no defense", "the attack did not take: why"),
+        ("refine", "the attack did not take: why; refine: a"),
+        ("refine_other", "the attack did not take: why; refine_other b"),
+    ]
+    assert table_files.markdown(["a"], [["b"]], doubts=["c", "d"]).endswith("\n\nWARNING: c\n\nWARNING: d\n")
+    lines = table_files.latex(["a"], [["b"]], doubts=["c\nd"]).splitlines()
+    assert lines[1:3] == ["% WARNING: c d", r"\begin{tabular}{l}"]
+
+
+def test_whose_a_warning_is_can_be_told_of_every_kind_that_there_is():
+    victim = {"ba": 0.5, "asr": 0.1, "ci95": {"ba": [0.4, 0.6]}}
+    fine = {"ba": 0.9, "ci95": {"ba": [0.8, 1.0]}, "answers": [5, 5]}
+    drawn = {"augmentation_class": 0, "augmentation_images": 100, "augmentation_share": 0.9}
+    defenses = {
+        "a": {**fine, "answers": [10, 0]},
+        "a_b": {**fine, "ba": 0.5, "ci95": victim["ci95"]},
+        "c": {**fine, "findings": drawn},
+        "fine": fine,
+    }
+    warnings = doubts.find(victim, defenses, np.arange(10) % 2)
+    assert len(warnings) == 5
+    results = {"no_defense": victim, "defenses": defenses, "warnings": warnings}
+    general = warnings[:2]
+    assert table_files.doubts_of(results, "no defense") == table_files.doubts_of(results, "fine") == general
+    for name, own in zip(("a", "a_b", "c"), warnings[2:], strict=True):
+        assert table_files.doubts_of(results, name) == [*general, own]
 
 
 def test_latex_is_a_tabular_with_as_many_cells_a_row_as_columns_and_nothing_that_tex_would_take_amiss():
