@@ -10,6 +10,7 @@ from refine_jax.sweep import __main__ as program
 ROOT = pathlib.Path(__file__).parents[2]
 STUDIES = ROOT / "results" / "digits_studies"
 DEFENSES = ROOT / "results" / "cifar10_mini" / "defenses"
+PURIFIERS = ROOT / "results" / "cifar10_mini" / "bti_dbf_p"
 NAMES = sorted(path.parent.name for path in STUDIES.glob("*/runs"))
 
 
@@ -37,3 +38,7 @@ def test_every_study_is_among_them():
 def test_the_table_of_the_defenses_is_that_of_its_runs(tmp_path, monkeypatch):
     """As far as it goes: while anything is missing, the status says so."""
     check_table(DEFENSES, tmp_path, monkeypatch, status=2)
+
+
+def test_the_table_of_purifiers_is_that_of_its_runs(tmp_path, monkeypatch):
+    check_table(PURIFIERS, tmp_path, monkeypatch)
