@@ -7,6 +7,7 @@ A process that dies while it writes leaves a torn record at the end; it is cut o
 record that is damaged is left out, and its image is asked again.
 """
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -82,11 +83,14 @@ class AnswerCache:
         records["digest"] = np.frombuffer(b"".join(digests), f"V{DIGEST_BYTES}")
         records["call"], records["answer"] = self._last_call, answers
         records["crc"] = [_crc(record) for record in records]
+        whole, left = os.fstat(self._file.fileno()).st_size, records.tobytes()
         try:
-            self._file.write(records.tobytes())
-            self._file.flush()
+            while left:  # a disk that is almost full takes a part, and says so by its length alone
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(whole)  # records after half of one would not be found again
             raise StorageError(f"{self.path} cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
@@ -108,11 +112,14 @@ class AnswerCache:
         except OSError as error:
             raise StorageError(f"{self.path} cannot be written: {error.strerror}") from error
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Not lockf, whose lock a process loses as soon as it closes the file a second time.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):  # others: a file system that knows no locks
                 file.close()
-                raise WorkdirError(f"{self.path} is in use: another process adds to it") from error
+                raise WorkdirError(
+                    f"{self.path} is in use: another oracle adds to it; close that one first"
+                ) from error
         file.seek(0)
         there = file.read()
         if header.startswith(there):  # nothing, or a header that was torn

@@ -16,8 +16,9 @@ from refine_jax.defenses.blackbox import settings as own_settings
 from refine_jax.defenses.blackbox import substitute, zeroth_order
 from refine_jax.defenses.blackbox.learned import Behind, apply
 from refine_jax.defenses.blackbox.oracle import Oracle
-from refine_jax.errors import choose
-from refine_jax.files import hash_arrays
+from refine_jax.errors import WorkdirError, choose
+from refine_jax.fields import differences
+from refine_jax.files import hash_arrays, read_record, write_record
 from refine_jax.networks.unet import UNet
 from refine_jax.training.journal import Journal
 
@@ -106,9 +107,22 @@ def defend(
         place = pathlib.Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         identity = json.loads(json.dumps(identity))
+        _hold_to(place, {**identity, "num_classes": oracle.num_classes, "answers": oracle.answers})
         journal = Journal(
             place / "checkpoints", place / "metrics.jsonl", identity, log_every=10, checkpoint_minutes=5.0
         )
     learned = module.learn(oracle, images, whole, seed, journal)
     permutation = np.asarray(jax.device_get(learned.permutation))
     return DefendedOracle(oracle, learned.unet_variables, permutation, learned.unet, learned.findings)
+
+
+def _hold_to(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
+    """Refuses the folder of another defense before a query is paid; whose answers they are shows in the answers."""
+    path = folder / "defense.json"
+    if not path.exists():
+        write_record(path, identity)
+        return
+    if changed := differences(read_record(path, ()), identity):
+        raise WorkdirError(
+            f"{folder} is of another defense ({'; '.join(changed)}): use those settings, or another folder"
+        )

@@ -16,6 +16,7 @@ from refine_jax.defenses import refine
 from refine_jax.defenses.blackbox.oracle import Oracle
 from refine_jax.defenses.contract import Fitted
 from refine_jax.defenses.mapping import remap
+from refine_jax.files import hash_arrays
 from refine_jax.keys import named_key
 from refine_jax.networks.unet import UNet
 from refine_jax.training.checkpoints import read
@@ -206,11 +207,21 @@ def checkpoints_of(folder: pathlib.Path, part: str) -> pathlib.Path:
     return folder / part / "checkpoints"
 
 
-def journal_of(journal: Journal | None, part: str) -> Journal | None:
-    """Returns the journal of a part of a defense."""
+def journal_of(journal: Journal | None, part: str, oracle: Oracle, answers: np.ndarray) -> Journal | None:
+    """Returns the journal of a part of a defense, which is of the victim that has given just these answers.
+
+    Args:
+        journal: Of the defense.
+        part: Of it.
+        oracle: The victim.
+        answers: What it says of the clean images, as many as it was asked of. [N, K] or [N]
+    """
     if journal is None:
         return None
-    return dataclasses.replace(journal, checkpoints=checkpoints_of(journal.checkpoints, part))
+    said = hash_arrays({"classes": classes(answers).astype(np.int64)})  # probabilities may differ in their last digits
+    answered = {"num_classes": oracle.num_classes, "answers": oracle.answers, "images": len(answers), "sha256": said}
+    identity = {**journal.identity, "answered": answered}
+    return dataclasses.replace(journal, checkpoints=checkpoints_of(journal.checkpoints, part), identity=identity)
 
 
 def check_key(seed: int) -> jax.Array:

@@ -99,7 +99,7 @@ def learn(
         oracle.num_classes,
         settings["copy"],
         seed,
-        journal_of(journal, "copy"),
+        journal_of(journal, "copy", oracle, answers),
         execution,
     )
     says = classes_of(copy, asked)
@@ -112,7 +112,7 @@ def learn(
         own_settings.of_unet(settings),
         seed,
         oracle.num_classes,
-        journal_of(journal, "unet"),
+        journal_of(journal, "unet", oracle, answers),
         execution,
         stage="refine_substitute",
     )

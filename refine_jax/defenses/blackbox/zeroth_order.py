@@ -114,16 +114,17 @@ def learn(
     unet = UNet(width=settings["width"], depth=settings["depth"])
     state = create_train_state(unet, tx, named_key(seed, "refine/weights"), images.shape[1:3])
     permutation = derangement(named_key(seed, "refine/mapping"), oracle.num_classes)
+    answers = oracle(images)
     data = {
         **on_device,
-        "pseudo_labels": jnp.asarray(classes(oracle(images))),
+        "pseudo_labels": jnp.asarray(classes(answers)),
         "permutation": permutation,
         "key": named_key(seed, "refine/augmentation"),
     }
     trained = execution.computing(unet.clone(remat=execution.remat))
     step = AskingStep(oracle, trained, tx, settings, execution)
     kept = {"permutation": permutation}
-    own_journal = journal_of(journal, "unet")
+    own_journal = journal_of(journal, "unet", oracle, answers)
     outcome = loop.fit("refine_zeroth_order", step, state, data, feed, schedule, own_journal, kept)
     variables = outcome.state.variables
     behind = agreement_behind(oracle, unet, variables, permutation, images, settings["checked"], check_key(seed))

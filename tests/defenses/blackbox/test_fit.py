@@ -12,7 +12,7 @@ from refine_jax import settings as whole_settings
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.images import Split
 from refine_jax.defenses.blackbox import BudgetSpent, Oracle, OracleError, defend, substitute, zeroth_order
-from refine_jax.errors import SettingError
+from refine_jax.errors import SettingError, WorkdirError
 from refine_jax.files import hash_arrays
 from refine_jax.networks import registry
 from refine_jax.training import compilation
@@ -78,6 +78,32 @@ def test_a_substitute_is_learned_from_a_victim_that_fails_one_call_in_five(tmp_p
         assert learned(again) == learned(defended)
         assert again.findings == found
         assert asked.failures == 0
+
+
+def test_the_folder_of_another_defense_is_refused_before_a_query(tmp_path):
+    given = {**UNET, "epochs": 1, "copy": {**COPY, "epochs": 1}}
+    defend(oracle(Counting()), images(N), given, folder=tmp_path)
+    unasked = Counting(lambda call: AssertionError)
+    for changed, message in (
+        ({"images": images(N, seed=9)}, "images: "),
+        ({"settings": {**given, "width": 4}}, r"settings\.width: 2 -> 4"),
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"oracle": oracle(unasked, answers="labels")}, "answers: 'probabilities' -> 'labels'"),
+    ):
+        call = {"oracle": oracle(unasked), "images": images(N), "settings": given, "folder": tmp_path, **changed}
+        with pytest.raises(WorkdirError, match=f"is of another defense .*{message}"):
+            defend(**call)
+
+
+@pytest.mark.parametrize("change", ["victim", "budget"])
+def test_what_was_learned_of_other_answers_is_not_gone_on_with(change, tmp_path):
+    given = {**UNET, "epochs": 1, "copy": {**COPY, "epochs": 1}}
+    defend(oracle(Counting(), budget=40 + CHECKED), images(N), given, folder=tmp_path)
+    victim = Counting()
+    turned = (lambda shown: victim(shown)[:, ::-1]) if change == "victim" else victim
+    other = oracle(turned, budget=(40 if change == "victim" else N) + CHECKED)
+    with pytest.raises(WorkdirError, match="answered"):
+        defend(other, images(N), given, folder=tmp_path)
 
 
 def test_zeroth_order_ends_with_the_last_step_of_its_budget_and_asks_nothing_twice(tmp_path):

@@ -1,5 +1,7 @@
 """What is asked of a victim: exactly that, once, and however often it fails."""
 
+import errno
+
 import numpy as np
 import pytest
 
@@ -137,6 +139,49 @@ def test_another_oracles_answers_are_refused(tmp_path):
     assert path.read_text() == "something else\n"
     with pytest.raises(StorageError, match="cannot be written"):
         oracle(Counting(), cache=tmp_path)
+
+
+def test_two_oracles_of_one_process_do_not_add_to_one_file(tmp_path):
+    first = oracle(Counting(), cache=tmp_path / "answers")
+    for _ in range(2):  # the first attempt does not take the lock away
+        with pytest.raises(WorkdirError, match="in use: another oracle"):
+            oracle(Counting(), cache=tmp_path / "answers")
+    first.close()
+    oracle(Counting(), cache=tmp_path / "answers").close()
+
+
+class Filling:
+    """A file on a disk that takes a few bytes more and then none."""
+
+    def __init__(self, file, left):
+        self._file, self._left = file, left
+
+    def write(self, data):
+        if not self._left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = min(len(data), self._left, 25)
+        self._left -= taken
+        return self._file.write(data[:taken])
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+@pytest.mark.parametrize("left", [40, 10_000])
+def test_answers_are_written_whole_or_not_at_all(left, tmp_path):
+    shown = images(10)
+    with oracle(Counting(), cache=tmp_path / "answers") as asked:
+        asked(shown[:3])
+        asked._cache._file = Filling(asked._cache._file, left)
+        if left == 40:
+            with pytest.raises(StorageError, match="No space left"):
+                asked(shown)
+        else:
+            asked(shown)
+    victim = Counting()
+    with oracle(victim, cache=tmp_path / "answers") as asked:
+        asked(shown)
+    assert victim.images == (7 if left == 40 else 0)
 
 
 def test_a_budget_is_asked_for_before_anything_is():
