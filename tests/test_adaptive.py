@@ -144,7 +144,9 @@ def test_known_is_the_defenders_own_mapping(dataset, monkeypatch):
         with pytest.raises(StopIteration):
             train(wide, knowledge=knowledge)
     unknown, guessed, known = (data["mapping"] for data in caught)
-    classifier = victim.to_classifier(caught[0], wide, {**test_victim.SETTINGS, "name": "linear"})
+    images = np.zeros((1, SIDE, SIDE, 3), np.float32)
+    variables = registry.build("linear", 10).init(jax.random.key(0), images)
+    classifier = victim.to_classifier(variables, wide, {**test_victim.SETTINGS, "name": "linear"})
     own = refine.complete({"batch_size": COUNT, "width": 2, "depth": 1, "pseudo_labels": "original"})
     with pytest.raises(StopIteration):
         refine.fit(classifier, wide.train, own, 3, 10)

@@ -1,6 +1,7 @@
 """REFINE's settings: the presets and their fields, what they mean to the objective, and what is impossible."""
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,18 @@ DEFAULTS = {
     "batch_size": 256,
     "learning_rate": 0.01,
     "decay": 0.8,
+}
+
+# What fields are of that may be left open; the others are of what their default is.
+_OPEN = {
+    **{"loss": str, "temperature": float, "base_temperature": float, "unet_input": str},
+    **{"mapping_seed": int, "clean_classes": tuple},
+}
+_KINDS: dict[type, tuple[Any, str]] = {
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "a text"),
+    tuple: (tuple | list, "a tuple"),
 }
 
 # Fields that came later, and what was so before there were any: an outcome of that time is one of these values.
@@ -195,19 +208,31 @@ def complete(settings: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns the whole section 'defense' of which some fields, or none, are given.
 
     Raises:
-        SettingError: A field is unknown.
+        SettingError: A field is unknown, or its value of another type.
     """
     given = _given(settings)
     for name in given:
         if name not in DEFAULTS:
             allowed = ", ".join(DEFAULTS) + did_you_mean(name, DEFAULTS)
             raise SettingError(f"defense.{name}", given[name], f"one of the fields {allowed}")
+        _check_type(name, given[name])
     wanted = Objective.of(given)
     return {**DEFAULTS, **given, **dataclasses.asdict(wanted)}
 
 
+def _check_type(name: str, value: Any) -> None:
+    """Refuses a value that is of another type than the field, as a plain mapping may hold."""
+    if value is None and name in _OPEN:
+        return
+    kind, allowed = _KINDS[_OPEN.get(name, type(DEFAULTS[name]))]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise SettingError(f"defense.{name}", value, allowed)
+
+
 def _given(settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings that say something: in a ConfigDict, None in a field of the presets does not."""
-    if isinstance(settings, ConfigDict):
-        return {k: v for k, v in settings.items() if v is not None or k not in PRESETS["paper"]}
-    return dict(settings or {})
+    """The settings that say something: None in a field of the presets does not.
+
+    But for `base_temperature` in a plain mapping, where None means no factor.
+    """
+    says = () if isinstance(settings, ConfigDict) else ("base_temperature",)
+    return {k: v for k, v in (settings or {}).items() if v is not None or k not in PRESETS["paper"] or k in says}

@@ -163,12 +163,23 @@ def test_classes_are_as_many_as_the_classifier_has(classifier, images, fitted, c
         ({"dept": 2}, "defense.dept = 2: .*did you mean 'depth'"),
         ({"depth": 4}, "defense.depth = 4: allowed: 1 to 3 for images of 8 x 8"),
         ({"epochs": 0}, "defense.epochs = 0: allowed: .*1 or more"),
+        ({"temperature": "0.1"}, "defense.temperature = '0.1': allowed: a number"),
+        ({"mapping_seed": 1.5}, "defense.mapping_seed = 1.5: allowed: a whole number"),
+        ({"clean_severity": 2.0, "clean_corruption": "contrast"}, "defense.clean_severity = 2.0: allowed: a whole"),
+        ({"width": None}, "defense.width = None: allowed: a whole number"),
+        ({"milestones": 3}, "defense.milestones = 3: allowed: a tuple"),
         ({"preset": "papr"}, "defense.preset = 'papr': .*did you mean 'paper'"),
     ],
 )
 def test_impossible_settings_are_refused_before_any_work(classifier, images, changed, message):
     with pytest.raises(SettingError, match=message):
         defend(classifier, images, {**SMALL, **changed})
+
+
+def test_what_is_left_open_in_a_plain_mapping_is_the_presets():
+    open_ = {"temperature": None, "loss": None, "unet_input": None, "mapping_seed": None}
+    assert refine.complete({"preset": "authors_code", **open_}) == refine.complete({"preset": "authors_code"})
+    assert refine.complete({"preset": "authors_code", "base_temperature": None})["base_temperature"] is None
 
 
 @pytest.mark.parametrize("seed", [-1, 2**40])
