@@ -16,7 +16,9 @@ from refine_jax.files import hash_arrays, read_record, write_record
 from refine_jax.workdir import SCHEMA, Record, Workdir
 
 FIGURES = {"ba": 0.9, "counts": {"ba": [9, 10]}, "ci95": {"ba": [0.6, 0.98]}}
-RESULTS = {"schema": 1, "hashes": {"victim": "abc"}, "no_defense": FIGURES, "defenses": {"refine": FIGURES}}
+SETTINGS = {"defense": {"names": []}}
+RESULTS = {"schema": 1, "settings": SETTINGS, "hashes": {"victim": "abc"}, "no_defense": FIGURES}
+RESULTS |= {"defenses": {"refine": FIGURES}}
 MADE_FROM = {"seed": 0, "victim": {"name": "resnet18", "milestones": [0.5, 0.75]}}
 
 # Where, how many bytes go, and what comes in their place.
@@ -61,7 +63,7 @@ def read_attack(work):
 
 
 def read_results(work):
-    return evaluate_stage.find_results(types.SimpleNamespace(work=work, defenses={}))
+    return evaluate_stage.find_results(types.SimpleNamespace(work=work, defenses={}, settings=SETTINGS))
 
 
 READERS = {

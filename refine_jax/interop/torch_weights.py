@@ -61,14 +61,16 @@ def convert(name: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     choose("network", name, FAMILIES)
     stripped = _stripped(name, state_dict)
     state_dict = with_own_names(name, stripped)
-    flat = {}
+    flat, infinite = {}, []
     for key, (path, shape) in _checked(name, state_dict).items():
         value = state_dict[key]
+        if not np.isfinite(value.astype(np.float64)).all():
+            infinite.append(key)
         if path[-1] == "kernel":
             value = value.transpose(np.argsort(_KERNEL_AXES[len(shape)]))
         # A copy, since PyTorch updates its tensors in place.
         flat[path] = jnp.array(value, jnp.promote_types(value.dtype, jnp.float32))
-    if infinite := [torch_name(name, path) for path, value in flat.items() if not np.isfinite(value).all()]:
+    if infinite:
         raise WeightsError(f"weights of {name} that are not finite numbers: {', '.join(infinite)}")
     if state_dict.keys() != stripped.keys():
         logger.warning(
