@@ -4,7 +4,8 @@
     digest of the image [16 bytes] | number of the call that answered it [4] | answer [4 each] | CRC-32 of all that [4]
 
 A process that dies while it writes leaves a torn record at the end; it is cut off when the file is opened again. A
-record that is damaged is left out, and its image is asked again.
+record that is damaged is left out, and its image is asked again; those behind it are found by their sums, wherever
+they lie.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import logging
 import os
 import pathlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -83,15 +84,7 @@ class AnswerCache:
         records["digest"] = np.frombuffer(b"".join(digests), f"V{DIGEST_BYTES}")
         records["call"], records["answer"] = self._last_call, answers
         records["crc"] = [_crc(record) for record in records]
-        whole, left = os.fstat(self._file.fileno()).st_size, records.tobytes()
-        try:
-            while left:  # a disk that is almost full takes a part, and says so by its length alone
-                left = left[self._file.write(left) :]
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._file.truncate(whole)  # records after half of one would not be found again
-            raise StorageError(f"{self.path} cannot be written: {error.strerror}") from error
+        self._append(self._file, records.tobytes())
 
     def close(self) -> None:
         """Lets go of the file."""
@@ -104,6 +97,20 @@ class AnswerCache:
             self._answers = np.concatenate([self._answers, np.empty_like(self._answers)])
         self._answers[first : first + len(digests)] = answers
         self._places.update((digest, first + i) for i, digest in enumerate(digests))
+
+    def _append(self, file: BinaryIO, data: bytes) -> None:
+        """Writes all of it, on the disk, or nothing."""
+        before = os.fstat(file.fileno()).st_size
+        try:
+            while data:  # a disk that is almost full takes a part, and says so by its length alone
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except BaseException as error:  # whoever presses Ctrl-C may go on with this oracle
+            with contextlib.suppress(OSError):
+                file.truncate(before)
+            if isinstance(error, OSError):
+                raise StorageError(f"{self.path} cannot be written: {error.strerror}") from error
+            raise
 
     def _open(self, header: bytes) -> None:
         try:
@@ -124,26 +131,24 @@ class AnswerCache:
         there = file.read()
         if header.startswith(there):  # nothing, or a header that was torn
             file.truncate(0)
-            file.write(header)
+            self._append(file, header)
             return
         if not there.startswith(header):
             file.close()
             found = there.partition(b"\n")[0].decode(errors="replace")
             raise WorkdirError(f"{self.path} holds answers of another oracle: {found:.300}; this one is {header!r}")
         size = self._record.itemsize
-        whole = (len(there) - len(header)) // size
-        records = np.frombuffer(there, self._record, whole, len(header))
-        fine = np.array([_crc(record) == record["crc"] for record in records], bool)
-        torn = len(there) - len(header) - whole * size
-        if torn or not fine.all():
-            lost = int((~fine).sum()) + bool(torn)
-            logger.warning("%s: %d of %d records are damaged, and left out", self.path, lost, whole + bool(torn))
-        file.truncate(len(header) + whole * size)
-        kept = {record["digest"].tobytes(): record["answer"] for record in records[fine]}
-        if kept:
+        places = [*_whole_records(there, len(header), size)]
+        end = places[-1] + size if places else len(header)
+        if lost := len(there) - len(header) - len(places) * size:
+            said = "%s: %d bytes are damaged, and left out; %d records are whole"
+            logger.warning(said, self.path, lost, len(places))
+        file.truncate(end)
+        if places:
+            records = np.frombuffer(b"".join(there[place : place + size] for place in places), self._record)
+            kept = {record["digest"].tobytes(): record["answer"] for record in records}
             self._remember([*kept], np.stack([*kept.values()]))
-            calls = records[fine]["call"]
-            self.calls, self._last_call = len(np.unique(calls)), int(calls.max())
+            self.calls, self._last_call = len(np.unique(records["call"])), int(records["call"].max())
 
 
 def digest_of(image: np.ndarray) -> bytes:
@@ -153,3 +158,15 @@ def digest_of(image: np.ndarray) -> bytes:
 
 def _crc(record: Any) -> int:
     return zlib.crc32(record.tobytes()[:-4])
+
+
+def _whole_records(data: bytes, place: int, size: int) -> Iterator[int]:
+    """Where the records are that hold to their sums; behind one that does not, looked for byte by byte."""
+    view = memoryview(data)
+    while place + size <= len(data):
+        end = place + size
+        if zlib.crc32(view[place : end - 4]) == int.from_bytes(view[end - 4 : end], "little"):
+            yield place
+            place = end
+        else:
+            place += 1

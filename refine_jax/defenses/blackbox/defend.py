@@ -11,13 +11,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from refine_jax.defenses.blackbox import settings as own_settings
 from refine_jax.defenses.blackbox import substitute, zeroth_order
-from refine_jax.defenses.blackbox.learned import Behind, apply
+from refine_jax.defenses.blackbox.learned import PLAN, Behind, apply
 from refine_jax.defenses.blackbox.oracle import Oracle
-from refine_jax.errors import WorkdirError, choose
-from refine_jax.fields import differences
+from refine_jax.errors import StorageError, WorkdirError, choose
 from refine_jax.files import hash_arrays, read_record, write_record
 from refine_jax.networks.unet import UNet
 from refine_jax.training.journal import Journal
@@ -101,13 +101,14 @@ def defend(
     module = METHODS[choose("method", method, METHODS)]
     whole = own_settings.complete(settings, module.DEFAULTS)
     own_settings.check(method, whole, len(images), images.shape[1:3])
+    oracle.missing(images[:1])  # images that it does not take are refused before they are noted in the folder
     journal = None
     if folder is not None:
         identity = {"method": method, "seed": seed, "settings": whole, "images": hash_arrays(images)}
         place = pathlib.Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        identity = json.loads(json.dumps(identity))
-        _hold_to(place, {**identity, "num_classes": oracle.num_classes, "answers": oracle.answers})
+        identity = json.loads(json.dumps(identity, default=lambda number: number.item()))  # NumPy's
+        seen = {"num_classes": oracle.num_classes, "answers": oracle.answers, "shown": oracle.shown}
+        _hold_to(place, {**identity, **seen})
         journal = Journal(
             place / "checkpoints", place / "metrics.jsonl", identity, log_every=10, checkpoint_minutes=5.0
         )
@@ -118,11 +119,24 @@ def defend(
 
 def _hold_to(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
     """Refuses the folder of another defense before a query is paid; whose answers they are shows in the answers."""
-    path = folder / "defense.json"
-    if not path.exists():
-        write_record(path, identity)
+    path, checkpoints = folder / "defense.json", folder / "checkpoints"
+    # A call that was refused before any of this was there has left nothing to be mixed with.
+    if not any((checkpoints / name).exists() for name in (PLAN, "copy", "unet")):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_record(path, identity)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be written: {error.strerror}") from error
         return
-    if changed := differences(read_record(path, ()), identity):
+    if not path.exists():
+        raise WorkdirError(f"{folder} holds a defense, and no defense.json that says which: use another folder")
+    before, after = (traverse_util.flatten_dict(each, sep=".") for each in (read_record(path, ()), identity))
+    changed = [
+        f"{field}: {before.get(field)!r} -> {after.get(field)!r}"
+        for field in sorted({*before, *after})
+        if before.get(field) != after.get(field)
+    ]
+    if changed:
         raise WorkdirError(
             f"{folder} is of another defense ({'; '.join(changed)}): use those settings, or another folder"
         )

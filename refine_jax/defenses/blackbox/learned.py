@@ -25,6 +25,8 @@ from refine_jax.training.parallel import ONE_DEVICE, Execution
 
 # Of images that a classifier of this project answers at once.
 BATCH_SIZE = 250
+# Beside the checkpoints of a defense's parts: what was counted beforehand, which a part of it may have been spent for.
+PLAN = "plan.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,8 +221,8 @@ def journal_of(journal: Journal | None, part: str, oracle: Oracle, answers: np.n
     if journal is None:
         return None
     said = hash_arrays({"classes": classes(answers).astype(np.int64)})  # probabilities may differ in their last digits
-    answered = {"num_classes": oracle.num_classes, "answers": oracle.answers, "images": len(answers), "sha256": said}
-    identity = {**journal.identity, "answered": answered}
+    answered = {"num_classes": oracle.num_classes, "answers": oracle.answers, "shown": oracle.shown}
+    identity = {**journal.identity, "answered": {**answered, "images": len(answers), "sha256": said}}
     return dataclasses.replace(journal, checkpoints=checkpoints_of(journal.checkpoints, part), identity=identity)
 
 

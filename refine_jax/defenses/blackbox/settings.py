@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from refine_jax import networks
 from refine_jax.defenses import refine_settings
@@ -96,6 +98,28 @@ def check(prefix: str, settings: Mapping[str, Any], num_images: int, image_size:
     if settings.get("budget") is not None and settings["budget"] < least:
         allowed = f"{least} or more: {settings['checked']} to check the outcome, and {of}"
         raise SettingError(f"{prefix}.budget", settings["budget"], allowed)
+    if "copy" in settings:
+        _check_network(f"{prefix}.copy.name", settings["copy"], image_size)
+
+
+def network_of(
+    copy: Mapping[str, Any], num_classes: int, image_size: tuple[int, int], *, remat: bool = False
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns the local copy's network, and the options that it has of these settings.
+
+    Args:
+        copy: `COPY` with other values.
+        num_classes: K.
+        image_size: (H, W).
+        remat: Whether its blocks are rematerialized, where it can.
+
+    Raises:
+        SettingError: A setting is none that the network can have.
+    """
+    takes = networks.options(copy["name"])
+    options = {name: of for name, of in (("width", copy["width"]), ("image_size", image_size[0])) if name in takes}
+    asked = {"remat": True} if remat and "remat" in takes else {}
+    return networks.build(copy["name"], num_classes, **options, **asked), options
 
 
 def _check_copy(prefix: str, copy: Mapping[str, Any], num_images: int) -> None:
@@ -108,6 +132,17 @@ def _check_copy(prefix: str, copy: Mapping[str, Any], num_images: int) -> None:
     if copy["batch_size"] > available:
         allowed = f"at most the {available} clean images that are not held out"
         raise SettingError(f"{prefix}.batch_size", copy["batch_size"], allowed)
+
+
+def _check_network(field: str, copy: Mapping[str, Any], image_size: tuple[int, int]) -> None:
+    """Refuses a network that cannot take these images, without making it: else it shows when all queries are paid."""
+    images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+    try:
+        network, _ = network_of(copy, 2, image_size)
+        jax.eval_shape(network.init, jax.random.key(0), images)
+    except SettingError as error:
+        allowed = f"a network that takes images of {image_size[0]} x {image_size[1]}; of this one, {error}"
+        raise SettingError(field, copy["name"], allowed) from error
 
 
 def _check_estimates(prefix: str, settings: Mapping[str, Any], image_size: tuple[int, int]) -> None:

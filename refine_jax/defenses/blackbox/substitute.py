@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from refine_jax import mapped, networks
+from refine_jax import mapped
 from refine_jax.batches import map_batches
 from refine_jax.classifier import Classifier
 from refine_jax.datasets import stream
@@ -31,6 +31,7 @@ from refine_jax.defenses import refine
 from refine_jax.defenses.blackbox import settings as own_settings
 from refine_jax.defenses.blackbox.learned import (
     BATCH_SIZE,
+    PLAN,
     Learned,
     agreement_behind,
     check_key,
@@ -42,6 +43,8 @@ from refine_jax.defenses.blackbox.learned import load as load
 from refine_jax.defenses.blackbox.oracle import BudgetSpent, Oracle
 from refine_jax.defenses.blackbox.settings import check as check
 from refine_jax.defenses.contract import Needs
+from refine_jax.errors import WorkdirError
+from refine_jax.files import read_record, write_record
 from refine_jax.keys import named_key
 from refine_jax.training import loop
 from refine_jax.training.journal import Journal
@@ -76,10 +79,12 @@ def learn(
     Returns:
         What was learned. findings: queries, calls, answers; images, of which the victim was asked; agreement, the
         share of images that were held out of the copy's training on which it says what the victim does, None of none;
-        agreement_trained, of those that were not; agreement_behind, see `learned.agreement_behind`.
+        agreement_trained, of those that were not; agreement_behind, see `learned.agreement_behind`; and what
+        `refine.fit` has found out about the copy, with "copy_" before its name.
 
     Raises:
         BudgetSpent: It does not reach for a batch of the copy's training.
+        WorkdirError: The journal is of a copy of another number of images, or of other answers to them.
     """
     images = refine.take_fraction(images, settings["data_fraction"], named_key(seed, "blackbox/data"))
     count = oracle.affordable(images, keep=settings["checked"])
@@ -89,6 +94,7 @@ def learn(
             f"the budget of {oracle.budget} queries leaves {count} images for the copy, {settings['checked']} for the "
             f"check of the outcome set aside: allowed: enough for a batch of {settings['copy']['batch_size']}"
         )
+    _hold_to_count(journal, count)
     asked = images[:count]
     answers = oracle(asked)
     order = np.asarray(jax.random.permutation(named_key(seed, "blackbox/held_out"), count))
@@ -120,16 +126,32 @@ def learn(
     shown = (behind.unet, behind.unet_variables, behind.permutation)
     shares["agreement_behind"] = agreement_behind(oracle, *shown, asked, settings["checked"], check_key(seed))
     asking = {"queries": oracle.queries, "calls": oracle.calls, "answers": oracle.answers, "images": count}
+    of_copy = {f"copy_{name}": value for name, value in fitted.findings.items()}  # of the victim they say nothing
     return Learned(
         *shown,
         outcome.seconds + fitted.train_seconds,
         fitted.train_images_per_second,
         count_parameters(outcome.state.params) + fitted.parameters,
-        {**asking, **shares},
+        {**asking, **shares, **of_copy},
     )
 
 
 fit = fitting(learn)
+
+
+def _hold_to_count(journal: Journal | None, count: int) -> None:
+    """Refuses, before a query is paid, to go on with a copy of fewer or more images than the budget reaches for."""
+    if journal is None:
+        return
+    path = journal.checkpoints / PLAN
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_record(path, {"images": count})
+    elif (kept := read_record(path, ("images",))["images"]) != count:
+        raise WorkdirError(
+            f"{journal.checkpoints.parent} is of a copy of {kept} images, and the budget reaches for {count} now: use "
+            "the budget of then, or another folder"
+        )
 
 
 def train_copy(
@@ -156,10 +178,7 @@ def train_copy(
         (the copy, whose preprocessing is by these images' mean and deviation; the training's outcome).
     """
     image_size = images.shape[1:3]
-    available = {"width": settings["width"], "image_size": image_size[0]}
-    options = {name: available[name] for name in networks.options(settings["name"]) if name in available}
-    remat = {"remat": True} if execution.remat and "remat" in networks.options(settings["name"]) else {}
-    network = networks.build(settings["name"], num_classes, **options, **remat)
+    network, options = own_settings.network_of(settings, num_classes, image_size, remat=execution.remat)
     stage = "refine_substitute copy"
     on_device, streamed = stream.place(stage, images, execution.feed, execution.chosen()[0])
     feed = Feed(

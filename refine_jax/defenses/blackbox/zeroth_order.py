@@ -30,6 +30,7 @@ from refine_jax.defenses import refine
 from refine_jax.defenses.blackbox import estimate
 from refine_jax.defenses.blackbox import settings as own_settings
 from refine_jax.defenses.blackbox.learned import (
+    PLAN,
     Learned,
     agreement_behind,
     check_key,
@@ -142,7 +143,7 @@ fit = fitting(learn)
 
 def _plan(journal: Journal | None, oracle: Oracle, images: Any, settings: Mapping[str, Any], wanted: int) -> int:
     """Returns how many steps are trained, the same where a training is gone on with, and has spent a part already."""
-    path = None if journal is None else journal.checkpoints / "plan.json"
+    path = None if journal is None else journal.checkpoints / PLAN
     if path is not None and path.exists():
         return read_record(path, ("steps",))["steps"]
     cost = 2 * settings["directions"] * settings["batch_size"]

@@ -12,7 +12,7 @@ from refine_jax import settings as whole_settings
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.images import Split
 from refine_jax.defenses.blackbox import BudgetSpent, Oracle, OracleError, defend, substitute, zeroth_order
-from refine_jax.errors import SettingError, WorkdirError
+from refine_jax.errors import SettingError, StorageError, WorkdirError
 from refine_jax.files import hash_arrays
 from refine_jax.networks import registry
 from refine_jax.training import compilation
@@ -64,6 +64,10 @@ def test_a_substitute_is_learned_from_a_victim_that_fails_one_call_in_five(tmp_p
         assert victim.calls == 6
         assert (found["answers"], found["images"]) == ("probabilities", N)
         assert min(found["agreement"], found["agreement_trained"]) > 0.75
+        # What augmentation does to the copy, by a name that does not pass for one of the victim.
+        assert found["copy_augmentation_class"] in range(K)
+        assert 0 <= found["copy_augmentation_share"] <= 1
+        assert not any(name.startswith("augmentation") for name in found)
         seen = losses(tmp_path, "refine_substitute")
         assert seen[-1] < 0.7 * seen[0]
 
@@ -87,12 +91,34 @@ def test_the_folder_of_another_defense_is_refused_before_a_query(tmp_path):
     for changed, message in (
         ({"images": images(N, seed=9)}, "images: "),
         ({"settings": {**given, "width": 4}}, r"settings\.width: 2 -> 4"),
-        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"seed": np.int64(1)}, "seed: 0 -> 1"),
         ({"oracle": oracle(unasked, answers="labels")}, "answers: 'probabilities' -> 'labels'"),
+        ({"oracle": oracle(unasked, shown="uint8")}, "shown: 'float' -> 'uint8'"),
     ):
         call = {"oracle": oracle(unasked), "images": images(N), "settings": given, "folder": tmp_path, **changed}
         with pytest.raises(WorkdirError, match=f"is of another defense .*{message}"):
             defend(**call)
+    (tmp_path / "defense.json").unlink()  # as the first versions left it
+    with pytest.raises(WorkdirError, match=r"holds a defense, and no defense\.json"):
+        defend(oracle(unasked), images(N), given, folder=tmp_path)
+    assert unasked.calls == 0
+
+
+def test_a_call_that_was_refused_has_no_claim_to_its_folder(tmp_path):
+    labels = Counting(labels=True)
+    with pytest.raises(SettingError, match="answers = 'labels'"):
+        defend(oracle(labels, answers="labels"), images(N), {**UNET}, method="zeroth_order", folder=tmp_path)
+    with pytest.raises(SettingError, match=r"images = .* \[N, 9, 8, 3\]"):
+        defend(Oracle(labels, K, (SIDE + 1, SIDE)), images(N), {**UNET, "copy": COPY}, folder=tmp_path)
+    with pytest.raises(BudgetSpent):
+        defend(oracle(labels, budget=35), images(N), {**UNET, "copy": COPY}, folder=tmp_path)
+    assert labels.calls == 0
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"defense\.json cannot be written"):
+        defend(oracle(Counting()), images(N), {**UNET, "copy": COPY}, folder=tmp_path / "file")
 
 
 @pytest.mark.parametrize("change", ["victim", "budget"])
@@ -102,8 +128,10 @@ def test_what_was_learned_of_other_answers_is_not_gone_on_with(change, tmp_path)
     victim = Counting()
     turned = (lambda shown: victim(shown)[:, ::-1]) if change == "victim" else victim
     other = oracle(turned, budget=(40 if change == "victim" else N) + CHECKED)
-    with pytest.raises(WorkdirError, match="answered"):
+    message = {"victim": "answered", "budget": "is of a copy of 40 images, and the budget reaches for 48 now"}
+    with pytest.raises(WorkdirError, match=message[change]):
         defend(other, images(N), given, folder=tmp_path)
+    assert victim.images == (40 if change == "victim" else 0)
 
 
 def test_zeroth_order_ends_with_the_last_step_of_its_budget_and_asks_nothing_twice(tmp_path):
@@ -129,6 +157,11 @@ def test_zeroth_order_ends_with_the_last_step_of_its_budget_and_asks_nothing_twi
     assert defended.findings == whole.findings
     assert down.images + failing.images == sound.images
     assert not {*down.seen} & {*failing.seen}
+    turned = Counting()
+    other = oracle(lambda shown: turned(shown)[:, ::-1], budget=budget)
+    with pytest.raises(WorkdirError, match="answered"):
+        defend(other, images(N), given, method="zeroth_order", seed=3, folder=tmp_path)
+    assert turned.images == N
     seen = losses(tmp_path, "refine_zeroth_order")
     assert seen[-1] < 0.8 * seen[0]
 
@@ -177,6 +210,11 @@ def test_a_budget_that_does_not_reach_is_said_before_anything_is_asked(method, b
         ("substitute", {"copy": {"batch_size": 44}}, r"substitute\.copy\.batch_size = 44: allowed: at most the 43"),
         ("substitute", {"copy": {"held_out": 1.0}}, r"substitute\.copy\.held_out"),
         ("substitute", {"batch_size": 49}, r"substitute\.batch_size = 49"),
+        (
+            "substitute",
+            {"copy": {"name": "vgg16", "batch_size": 8}},
+            r"substitute\.copy\.name = 'vgg16': allowed: a network that takes images of 8 x 8; .* at least 32 x 32",
+        ),
         ("zeroth_order", {"directions": 0}, r"zeroth_order\.directions = 0: allowed: a whole number, 1 or more"),
         ("zeroth_order", {"smoothing": 0.0}, r"zeroth_order\.smoothing"),
         ("zeroth_order", {"block": 3}, r"zeroth_order\.block = 3: allowed: a divisor of both sides, 8 and 8"),

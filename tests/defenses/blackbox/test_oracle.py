@@ -128,6 +128,24 @@ def test_a_damaged_record_is_asked_again_and_a_torn_header_begins_anew(tmp_path)
         np.testing.assert_array_equal(asked(shown), expected)
 
 
+@pytest.mark.parametrize("half", [1, 17, 39])
+def test_records_behind_half_a_record_are_found(half, tmp_path):
+    path, shown = tmp_path / "answers", images(6)
+    with oracle(Counting(), cache=path) as asked:
+        expected = asked(shown)
+    whole = path.read_bytes()
+    second = whole.index(b"\n") + 1 + 16 + 4 + 4 * K + 4
+    path.write_bytes(whole[:second] + whole[second : second + half] + whole[second:])
+    with oracle(Counting(lambda call: AssertionError), cache=path) as asked:
+        assert asked.queries == 6
+        np.testing.assert_array_equal(asked(shown), expected)
+    with oracle(Counting(), cache=path) as asked:
+        asked(images(3, seed=1))
+    with oracle(Counting(lambda call: AssertionError), cache=path) as asked:
+        assert asked.queries == 9
+        np.testing.assert_array_equal(asked(shown), expected)
+
+
 def test_another_oracles_answers_are_refused(tmp_path):
     path = tmp_path / "answers"
     oracle(Counting(), cache=path).close()
@@ -153,12 +171,13 @@ def test_two_oracles_of_one_process_do_not_add_to_one_file(tmp_path):
 class Filling:
     """A file on a disk that takes a few bytes more and then none."""
 
-    def __init__(self, file, left):
+    def __init__(self, file, left, error=None):
         self._file, self._left = file, left
+        self._error = error or OSError(errno.ENOSPC, "No space left on device")
 
     def write(self, data):
         if not self._left:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise self._error
         taken = min(len(data), self._left, 25)
         self._left -= taken
         return self._file.write(data[:taken])
@@ -182,6 +201,17 @@ def test_answers_are_written_whole_or_not_at_all(left, tmp_path):
     with oracle(victim, cache=tmp_path / "answers") as asked:
         asked(shown)
     assert victim.images == (7 if left == 40 else 0)
+
+
+def test_a_write_that_was_interrupted_is_taken_back(tmp_path):
+    shown = images(10)
+    with oracle(Counting(), cache=tmp_path / "answers") as asked:
+        asked(shown[:3])
+        before, file = (tmp_path / "answers").read_bytes(), asked._cache._file
+        asked._cache._file = Filling(file, 40, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            asked(shown)
+    assert (tmp_path / "answers").read_bytes() == before
 
 
 def test_a_budget_is_asked_for_before_anything_is():
