@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy.special import softmax
 
-from refine_jax import artifacts, doubts, evaluation, export, lock, pipeline, transport, victim
+from refine_jax import doubts, evaluation, lock, pipeline, transport, victim
 from refine_jax.attacks import kept
 from refine_jax.datasets import registry as datasets
 from refine_jax.datasets.images import NO_LABEL, Dataset, Split
@@ -328,53 +328,6 @@ def test_an_attack_that_needs_a_benign_classifier_gets_one_and_keeps_its_images(
     stage = tmp_path / "victim" / "stage.json"
     write_record(stage, {**read_record(stage, ()), "outcome": None})
     assert pipeline.run(settings, str(tmp_path))["hashes"] == results["hashes"]
-
-
-def test_an_export_answers_as_the_run_and_is_made_once_for_its_figures(done, folder, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "export_defenses", EXPORT_DEFENSES)
-    work = copied(folder, tmp_path)
-    (work / "results.json").unlink()
-    assert pipeline.run(config(), str(work), ["export"]) is None
-    assert export.load(work / "export").manifest["figures"] is None
-
-    assert pipeline.run(config(), str(work), ["evaluate", "export"])["hashes"] == done["hashes"]
-    exported = export.load(work / "export")
-    refine = done["defenses"]["refine"]
-    assert exported.manifest["figures"]["defended"]["counts"] == refine["counts"]
-    assert exported.manifest["hashes"] == done["hashes"]
-    assert exported.manifest["settings"] == done["settings"]
-    assert exported.manifest["class_names"] == list("abcd")
-    triggered = kept.load(work / "attack").attack.trigger(tiny.test.images)
-    figures = evaluation.measure(exported, tiny.test.images, tiny.test.labels, triggered, 0, exported.permutation)
-    assert figures["counts"] == refine["counts"]
-
-    monkeypatch.setattr(export, "save", None)
-    pipeline.run(config(run__log_every=2), str(work), ["export"])
-    (work / "export" / "weights.safetensors").write_bytes(b"")  # altered: made again
-    with pytest.raises(TypeError):
-        pipeline.run(config(), str(work), ["export"])
-    pipeline.run(config(defense__sup_weight=0.2), str(work), ["victim"], overwrite=True)
-    assert not (work / "export").exists()  # is of a defense that is not there any more
-
-
-def test_exports_make_room_for_those_of_fewer_and_more_defenses(done, folder, tmp_path, monkeypatch):
-    def save(defended, directory, **of):
-        with artifacts.writing(directory, {"schema": export.SCHEMA, **of["record"]}) as part:
-            (part / "weights").write_text("w")
-
-    monkeypatch.setattr(export, "save", save)
-    monkeypatch.setattr(pipeline, "export_defenses", EXPORT_DEFENSES)
-    work = copied(folder, tmp_path)
-
-    def exported(*names):
-        pipeline.run(config(defense__names=names), str(work), ["defend", "export"])
-        return {str(path.relative_to(work / "export")) for path in (work / "export").rglob("*") if path.is_file()}
-
-    one, several = {"manifest.json", "weights"}, {"refine/manifest.json", "refine/weights"}
-    assert exported("refine") == one
-    assert exported("refine", "bit_depth") == several
-    (work / "export" / ".refine.partial").mkdir()  # of a process that died
-    assert exported("refine") == one
 
 
 @pytest.mark.parametrize(
