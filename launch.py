@@ -28,7 +28,7 @@ from refine_jax import command_line, ending, pipeline
 from refine_jax.datasets import cache
 from refine_jax.errors import RefineError, SettingError
 from refine_jax.report.tables import text_table
-from refine_jax.training import processes
+from refine_jax.training import determinism, processes
 from refine_jax.training.compilation import keep_compiled
 from refine_jax.training.interruption import Interrupted, ended_by_signals
 
@@ -55,6 +55,8 @@ def main(argv: list[str]) -> None:
         raise RefineError(f"{argv[1]!r} belongs to no flag: flags are written --name=value")
     if not _STAGES.value:
         raise SettingError("stages", "", f"some of {', '.join(pipeline.STAGES)}, with commas between them")
+    if _CONFIG.value.get("run", {}).get("deterministic"):
+        determinism.ask()
     processes.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if _KEEP_COMPILED.value:
         keep_compiled(cache.directory() / "compiled")

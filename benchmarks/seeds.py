@@ -25,7 +25,7 @@ from refine_jax import environment, networks
 from refine_jax.classifier import Classifier
 from refine_jax.defenses import refine, refine_seeds
 from refine_jax.training.compilation import compile_training
-from refine_jax.training.parallel import ONE_DEVICE
+from refine_jax.training.parallel import Execution, default_precision
 
 K, POOL = 10, 512
 
@@ -54,12 +54,13 @@ class Seeds:
     """
 
     def __init__(self, classifier: Classifier, settings: Mapping[str, Any], size: int, count: int):
-        training = refine.Training.of(classifier, settings, ONE_DEVICE)
+        execution = Execution(precision=default_precision())
+        training = refine.Training.of(classifier, settings, execution)
         batch = settings["batch_size"]
         _, tx = training.descent(POOL // batch)
         seeds = range(count)
         images = np.random.default_rng(0).integers(0, 256, (POOL, size, size, 3), np.uint8)
-        common = {"images": jnp.asarray(images), "classifier": classifier}
+        common = {"images": jnp.asarray(images), "classifier": refine.frozen(classifier, execution)}
         self.together, drawn = refine_seeds.begin(training, tx, seeds, classifier.num_classes, (size, size))
         # A step overwrites the state that it is given, so none may share an array with another.
         self.alone = [jax.tree.map(jnp.copy, refine_seeds.state_of_seed(self.together, place)) for place in seeds]

@@ -27,12 +27,13 @@ def first_step(name: str, width: int, batch: int, cache: pathlib.Path) -> None:
 
     from benchmarks import step as steps
     from refine_jax.training.compilation import keep_compiled
-    from refine_jax.training.parallel import Execution
+    from refine_jax.training.parallel import Execution, default_precision
 
     keep_compiled(cache)
     images = np.zeros((steps.POOL, steps.SIDE, steps.SIDE, 3), np.uint8)
     make = {"victim": steps.make_victim, "refine": steps.make_refine}[name]
-    steps.repeated(*make(steps.Networks.of_width(width), images, Execution()), batch)(1)
+    execution = Execution(steps_per_call=None, precision=default_precision())
+    steps.repeated(*make(steps.Networks.of_width(width), images, execution), batch)(1)
 
 
 def seconds(code: str) -> tuple[float, float]:

@@ -27,7 +27,8 @@ def compiled(classifier: Any) -> Callable[[jax.Array], jax.Array]:
 # One function for all, so that classifiers that differ in their arrays alone share a program.
 @jax.jit
 def _answer(classifier: Any, images: jax.Array) -> jax.Array:
-    return classifier(images)
+    with jax.default_matmul_precision("float32"):  # which on a GPU is not what is taken for float32 by default
+        return classifier(images)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -234,7 +234,8 @@ def _program(defended: Defended, weights: Mapping[str, np.ndarray], dtype: str) 
             unet_variables=variables["unet"],
             permutation=variables["permutation"],
         )
-        return with_weights(images)
+        with jax.default_matmul_precision("float32"):  # as in evaluation
+            return with_weights(images)
 
     (count,) = jax_export.symbolic_shape("N")
     shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in weights.items()}

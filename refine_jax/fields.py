@@ -92,6 +92,7 @@ def default() -> ml_collections.ConfigDict:
                 "workers": 0,  # processes that decode streamed images; 0: threads
                 "remat": False,  # whether networks take less memory and more time for gradients
                 "steps_per_call": int,  # open: 10 on a GPU, 1 on a CPU
+                "deterministic": False,  # whether a GPU comes to the same bits each time, which may take longer
             },
         }
     )

@@ -18,7 +18,7 @@ from refine_jax.errors import RefineError, SettingError, choose
 from refine_jax.fields import default as default
 from refine_jax.fields import vary_by_attack as vary_by_attack
 from refine_jax.keys import LARGEST_SEED
-from refine_jax.training import events, optimizer
+from refine_jax.training import determinism, events, optimizer
 from refine_jax.training.parallel import PRECISIONS, Execution, default_precision
 
 # Rates at which the networks' reference implementations are trained; 0.1 where nothing stands.
@@ -205,6 +205,7 @@ def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
         raise SettingError("attack.target", target, f"a class of {dataset.name}, 0 to {dataset.num_classes - 1}")
     if not imported and victim["batch_size"] > count:
         raise SettingError("victim.batch_size", victim["batch_size"], f"at most the {count} training images")
+    determinism.check("run.deterministic", settings["run"]["deterministic"])
     execution = Execution.of(settings)
     if not imported:
         execution.check_batch("victim.batch_size", victim["batch_size"])

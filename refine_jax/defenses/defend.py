@@ -11,7 +11,8 @@ from refine_jax import function_classifier
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.images import Split
 from refine_jax.defenses import refine, refine_seeds
-from refine_jax.errors import SettingError
+from refine_jax.errors import SettingError, choose
+from refine_jax.training.parallel import PRECISIONS, Execution, default_precision
 
 
 def defend(
@@ -21,6 +22,7 @@ def defend(
     *,
     num_classes: int | None = None,
     variables: Mapping[str, Any] | None = None,
+    precision: str | None = None,
     seed: int = 0,
 ) -> refine.Defended:
     """Defends a classifier with REFINE.
@@ -33,6 +35,9 @@ def defend(
         num_classes: K; None: the classifier's.
         variables: With a function that is called as function(variables, images): nested dicts of arrays. A function
             that has its weights in itself needs none, but is compiled with them as constants, which takes longer.
+        precision: 'float32' or 'bfloat16', the type in which networks compute while the U-Net is trained; None:
+            bfloat16 for a `Classifier` on a GPU, otherwise float32. With a function, which computes in types of its
+            own, only float32.
         seed: For everything that is drawn.
 
     Returns:
@@ -42,7 +47,8 @@ def defend(
         SettingError: A setting is unknown or impossible, or the function is no such classifier.
     """
     victim, clean, settings, num_classes = _check(classifier, images, settings, num_classes, variables)
-    return refine.fit(victim, clean, settings, seed, num_classes).defended
+    execution = _execution(victim, precision)
+    return refine.fit(victim, clean, settings, seed, num_classes, execution=execution).defended
 
 
 def defend_seeds(
@@ -53,6 +59,7 @@ def defend_seeds(
     seeds: Sequence[int],
     num_classes: int | None = None,
     variables: Mapping[str, Any] | None = None,
+    precision: str | None = None,
 ) -> list[refine.Defended]:
     """Defends a classifier with REFINE once with each seed, in one program (`refine_seeds`).
 
@@ -63,6 +70,7 @@ def defend_seeds(
         seeds: Each for everything that is drawn for one of the defenses.
         num_classes: As in `defend`.
         variables: Likewise.
+        precision: Likewise.
 
     Returns:
         What `defend` gives with each seed, up to rounding.
@@ -71,7 +79,9 @@ def defend_seeds(
         SettingError: As `defend`; or a seed is there twice.
     """
     victim, clean, settings, num_classes = _check(classifier, images, settings, num_classes, variables)
-    return [fitted.defended for fitted in refine_seeds.fit_seeds(victim, clean, settings, seeds, num_classes)]
+    execution = _execution(victim, precision)
+    all_fitted = refine_seeds.fit_seeds(victim, clean, settings, seeds, num_classes, execution=execution)
+    return [fitted.defended for fitted in all_fitted]
 
 
 def _check(classifier, images, settings, num_classes, variables) -> tuple[Any, Split, dict[str, Any], int]:
@@ -92,3 +102,14 @@ def _check(classifier, images, settings, num_classes, variables) -> tuple[Any, S
     elif variables is not None:
         raise SettingError("variables", "given", "nothing with a Classifier, which has its own")
     return victim, clean, settings, num_classes or victim.num_classes
+
+
+def _execution(victim: Any, precision: str | None) -> Execution:
+    """Returns how the training is run: on one device, as suits it."""
+    if not isinstance(victim, Classifier):
+        if precision not in (None, "float32"):
+            raise SettingError("precision", precision, "float32 with a function, which computes in its own types")
+        precision = "float32"
+    elif precision is not None:
+        choose("precision", precision, PRECISIONS)
+    return Execution(steps_per_call=None, precision=precision or default_precision())

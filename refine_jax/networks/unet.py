@@ -92,19 +92,25 @@ def double_bilinear(x: jax.Array) -> jax.Array:
 
     Source: torch.nn.Upsample(scale_factor=2, mode='bilinear', align_corners=True) of PyTorch.
     """
-    rows, columns = (jnp.asarray(interpolation_matrix(side), x.dtype) for side in x.shape[1:3])
+    rows, columns = (interpolation_matrix(side, x.dtype) for side in x.shape[1:3])
     x = jnp.einsum("ph,nhwc->npwc", rows, x)
     return jnp.einsum("qw,npwc->npqc", columns, x)
 
 
-def interpolation_matrix(side: int) -> np.ndarray:
-    """Returns the [2 side, side] matrix that doubles a line of pixels, the first and last of which stay."""
-    matrix = np.zeros((2 * side, side))
+def interpolation_matrix(side: int, dtype: jax.typing.DTypeLike) -> np.ndarray:
+    """Returns the [2 side, side] matrix that doubles a line of pixels, the first and last of which stay.
+
+    Each row sums to 1 in its own type, exactly, so that a line of one color keeps it: rounded by themselves, the
+    weights of a type of few digits would draw a pattern.
+    """
+    matrix = np.zeros((2 * side, side), dtype)
     for row in range(2 * side):
         position = row * (side - 1) / (2 * side - 1)
-        left = int(position)
-        matrix[row, left] += 1 - (position - left)
-        matrix[row, min(left + 1, side - 1)] += position - left
+        nearer = round(position)
+        weight = np.asarray(1 - abs(position - nearer), dtype)  # at least a half, so that what is left to 1 is exact
+        matrix[row, nearer] = weight
+        if weight < 1:
+            matrix[row, nearer + (1 if position > nearer else -1)] = 1 - weight
     return matrix
 
 

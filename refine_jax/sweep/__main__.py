@@ -21,6 +21,7 @@ from refine_jax.errors import RefineError, SettingError
 from refine_jax.files import write_json
 from refine_jax.sweep import places, schedule, state, table, together
 from refine_jax.sweep.plan import Plan, Sweep, apply, check_images, expand, find
+from refine_jax.training import determinism
 from refine_jax.training.compilation import keep_compiled
 from refine_jax.training.interruption import Interrupted, ended_by_signals
 from refine_jax.workdir import Workdir
@@ -72,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         jax.config.update("jax_platforms", "cpu")  # a device that is opened here is not there for the runs
     sweep = read_sweep(given.config)
     apply(sweep.base, dict(map(command_line.read_field, rest)))
+    if sweep.base.run.deterministic:
+        determinism.ask()
     plan = expand(sweep, given.workdir)
     if given.list:
         print(describe(plan))

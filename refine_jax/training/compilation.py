@@ -23,6 +23,12 @@ def compile_training(function: Callable, **jit_options: Any) -> Callable:
     return jax.jit(function, compiler_options=options, **jit_options)
 
 
+def compile_in_haste(function: Callable) -> Callable:
+    """Returns `jax.jit(function)` for what runs once, so that a CPU's compiler need not make it fast."""
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=options)
+
+
 @functools.cache
 def compiler_options(backend: str) -> dict[str, str] | None:
     """Returns the compiler options for a backend; None where it needs none or does not know them.

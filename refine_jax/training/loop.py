@@ -21,6 +21,7 @@ from refine_jax.training.interruption import Interrupted, StopRequest
 from refine_jax.training.journal import Journal, Unwritten, resume
 from refine_jax.training.log import Progress, format_seconds
 from refine_jax.training.optimizer import Schedule
+from refine_jax.training.pace import Pace
 from refine_jax.training.parallel import Step
 from refine_jax.training.state import TrainState
 
@@ -103,38 +104,42 @@ def _run(stage, step, state, data, batches, feed, schedule, stop, writer) -> Out
     state, data = step.place(state), step.place(data)
     processes.wait_for_all(f"{stage} begins")
     step.connect()
-    started = fetched = steady_since = time.monotonic()
-    images = steady_images = 0
+    started = fetched = time.monotonic()
+    pace = Pace()
     # One step is computed while the next is handed over; more in flight would keep a request to stop waiting.
     waiting: list[tuple[range, dict[str, jax.Array]]] = []
     for numbers, together in _calls(batches, feed, first, total, step.steps_per_call):
+        sizes = [len(batch["indices"]) for batch in together]
+        compiles = pace.is_new(sizes)
+        if compiles:
+            jax.block_until_ready([metrics for _, metrics in waiting])
+            pace.stand()
         if len(together) == 1:
             state, metrics = step(state, data, together[0])
         else:
             state, metrics = step.several(state, data, together)
         waiting.append((numbers, metrics))
+        if compiles:
+            jax.block_until_ready(metrics)
+            pace.go_on()
+        else:
+            pace.count(sizes)
         if len(waiting) > 1:
             jax.block_until_ready(waiting[-2][1])
-        images += sum(len(batch["indices"]) for batch in together)
-        now, done, is_first = time.monotonic(), numbers.stop, numbers.start == first
+        now, done = time.monotonic(), numbers.stop
         stopping, due, late = processes.agreed(stop.requested, writer.is_due(done), now - fetched >= _FETCH_SECONDS)
         saving = stopping or due or done == total
-        if not (saving or late or is_first):
+        if not (saving or late or compiles):
             continue
 
         rows = _fetch(waiting, feed, schedule)
         waiting.clear()
         _check_finite(stage, rows, feed, writer, done, state)
         fetched = time.monotonic()
-        if is_first:  # compiled and run: from here on the speed is that of the steps
-            steady_since, steady_images, steady_from = fetched, images, done
         writer.write_metrics(rows)
-        speed = left = None
-        if not is_first:
-            speed = (images - steady_images) / max(fetched - steady_since, 1e-9)
-            left = (total - done) * (fetched - steady_since) / (done - steady_from)
-        epoch = done / feed.steps_per_epoch
-        progress.show(epoch, rows[-1]["loss"], rows[-1]["learning_rate"], speed, left, last=done == total)
+        epoch, last = done / feed.steps_per_epoch, rows[-1]
+        rate, left = pace.images_per_second, pace.seconds_for(total - done)
+        progress.show(epoch, last["loss"], last["learning_rate"], rate, left, last=done == total)
         if saving:
             writer.save(done, state, fetched - started)
         if stopping:
@@ -143,8 +148,7 @@ def _run(stage, step, state, data, batches, feed, schedule, stop, writer) -> Out
     seconds = writer.seconds + time.monotonic() - started
     if first < total:
         logger.info("%s: %d steps in %s", stage, total - first, format_seconds(time.monotonic() - started))
-    steady_images = images - steady_images
-    return Outcome(state, seconds, steady_images / (time.monotonic() - steady_since) if steady_images else None)
+    return Outcome(state, seconds, pace.images_per_second)
 
 
 def _fetch(waiting, feed, schedule) -> list[dict[str, Any]]:
@@ -163,14 +167,16 @@ def _calls(
 ) -> Iterator[tuple[range, list[dict[str, Any]]]]:
     """Yields (steps, their batches) for every call of the training step.
 
-    As many steps as are asked for go into a call, counted from the beginning of an epoch, wherever a training is gone
-    on with. What does not fill a call, and a smaller batch, is left to calls of one step.
+    As many steps as are asked for go into a call, counted from the beginning of the training where all batches are of
+    one size, otherwise from that of an epoch; wherever a training is gone on with. What does not fill a call, and a
+    smaller batch, is left to calls of one step, which are another program to compile.
     """
     whole = feed.num_examples // feed.batch_size  # batches of an epoch that are of full size
+    alike = whole == feed.steps_per_epoch
     number = first
     while number < total:
-        position = number % feed.steps_per_epoch
-        count = steps if position % steps == 0 and position + steps <= whole else 1
+        position, end = (number, total) if alike else (number % feed.steps_per_epoch, whole)
+        count = steps if position % steps == 0 and position + steps <= end else 1
         yield range(number, number + count), list(itertools.islice(batches, count))
         number += count
 

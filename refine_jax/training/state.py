@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from refine_jax.training.compilation import compile_in_haste
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -51,9 +53,8 @@ def create_train_state(
     Returns:
         Fresh weights, statistics and optimizer state, at step 0.
     """
-    # Jitted as one program: run operation by operation, a ResNet takes many times as long to set up. It runs once,
-    # so the compiler is not asked to make it fast.
-    init = jax.jit(network.init, compiler_options={"xla_backend_optimization_level": 0})
+    # Jitted as one program: run operation by operation, a ResNet takes many times as long to set up.
+    init = compile_in_haste(network.init)
     variables = init(key, jnp.zeros((1, *image_size, 3)))
     params = variables["params"]
     return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))

@@ -1,4 +1,6 @@
 import functools
+import types
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -10,8 +12,8 @@ import pytest
 
 from refine_jax.classifier import Classifier
 from refine_jax.datasets.images import Split
-from refine_jax.defenses import contract, refine
-from refine_jax.defenses.defend import defend
+from refine_jax.defenses import contract, refine, refine_seeds
+from refine_jax.defenses.defend import defend, defend_seeds
 from refine_jax.defenses.mapping import remap
 from refine_jax.errors import SettingError
 from refine_jax.networks import registry
@@ -23,10 +25,11 @@ SMALL = {"width": 2, "depth": 1, "epochs": 1, "batch_size": 4}
 
 class Linear(nn.Module):
     num_classes: int
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, images, *, train=False):
-        return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
+        return nn.Dense(self.num_classes, dtype=self.dtype)(images.reshape(len(images), -1))
 
 
 @pytest.fixture
@@ -91,6 +94,41 @@ def test_a_function_is_defended_as_the_same_network_is(classifier, images):
     )
     chex.assert_trees_all_close(with_weights.unet_variables, expected.unet_variables, rtol=1e-5, atol=1e-6)
     assert len(jax.tree.leaves(with_weights.classifier)) == len(jax.tree.leaves(classifier))
+
+
+def test_networks_compute_in_the_precision_that_is_asked_for(classifier, images):
+    variables = defend(classifier, images, SMALL, precision="bfloat16").unet_variables
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    chex.assert_tree_all_finite(variables)
+
+
+@pytest.mark.parametrize(("backend", "precision"), [("cpu", "float32"), ("gpu", "bfloat16")])
+def test_a_training_is_run_as_suits_the_machine(classifier, images, monkeypatch, backend, precision):
+    seen = []
+
+    def fit(*arguments, execution):
+        seen.append(execution)
+        return types.SimpleNamespace(defended=None)
+
+    monkeypatch.setattr(refine, "fit", fit)
+    monkeypatch.setattr(refine_seeds, "fit_seeds", lambda *arguments, execution: [fit(execution=execution)])
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    defend(classifier, images, SMALL)
+    defend_seeds(classifier, images, SMALL, seeds=(0,))
+    defend(classifier, images, SMALL, precision="float32")
+    monkeypatch.undo()
+    assert seen[:2] == [Execution(steps_per_call=None, precision=precision)] * 2
+    assert seen[2].precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [("float16", "precision = 'float16': allowed: float32, bfloat16"), ("bfloat16", "float32 with a function")],
+)
+def test_a_precision_that_cannot_be_is_refused(classifier, images, precision, message):
+    given = classifier if precision == "float16" else lambda images: classifier(images)
+    with pytest.raises(SettingError, match=message):
+        defend(given, images, SMALL, precision=precision)
 
 
 def to_numpy(images):

@@ -118,6 +118,14 @@ def test_upsampling(height, width):
     np.testing.assert_allclose(unet.double_bilinear(jnp.asarray(x)), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("side", [1, 2, 7, 16])
+def test_upsampling_keeps_a_single_color_in_types_of_few_digits_too(side, dtype):
+    matrix = unet.interpolation_matrix(side, dtype)
+    assert matrix.dtype == dtype
+    np.testing.assert_array_equal(matrix.astype(np.float64).sum(axis=1), 1)
+
+
 def test_padding_puts_the_odd_pixel_after():
     x = jnp.ones((1, 2, 2, 1))
     np.testing.assert_array_equal(

@@ -66,7 +66,7 @@ def fit(tmp_path):
         loss, gradients = jax.value_and_grad(loss_fn)(state.params)
         return state.updated(optimizer, gradients, {}), {"loss": loss}
 
-    def run(name, steps_per_call, stop_in=None, **changed):
+    def run(name, steps_per_call, stop_in=None, feed=feed, **changed):
         step = Counting(lambda axis_name: function, Execution(steps_per_call=steps_per_call))
         step.stop_in = stop_in
         params = {"kernel": jnp.zeros((4, 2))}
@@ -99,6 +99,20 @@ def test_several_steps_a_call_come_to_what_single_ones_come_to(fit):
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     # One program for four steps; one for a full batch, one for the smaller.
     assert (step._several._cache_size(), step._whole._cache_size()) == (1, 2)
+
+
+def test_batches_of_one_size_fill_calls_across_epochs_by_one_program(fit):
+    # As many batches of full size an epoch as before, and no smaller one.
+    feed = Feed(COUNT, BATCH, jax.random.key(1), keep_last=False)
+    single, _, rows, _ = fit("single", 1, feed=feed)
+    _, calls, _, _ = fit("several", 4, stop_in=3, feed=feed)
+    assert calls == [4, 4, 4]
+    several, calls, rows_of_several, step = fit("several", 4, feed=feed)
+    # The schedule is of two epochs of eleven steps: there are two more.
+    assert calls == [4, 4, 1, 1]
+    assert (step._several._cache_size(), step._whole._cache_size()) == (1, 1)
+    chex.assert_trees_all_close(several.state, single.state, rtol=1e-5, atol=1e-6)
+    assert [(row["step"], row["epoch"]) for row in rows_of_several] == [(row["step"], row["epoch"]) for row in rows]
 
 
 @pytest.mark.parametrize(("stop_in", "done"), [(1, 4), (2, 8), (3, 9), (6, 15)])
