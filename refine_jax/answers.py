@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refine_jax.evaluation import Answers
+from refine_jax.asking import Answers
 from refine_jax.files import hash_arrays, write_arrays
 from refine_jax.training.log import format_seconds
 
@@ -63,11 +63,11 @@ class Unfinished:
             logger.info("evaluate: %s goes on after %s images", said, f"{self._begun_with:,}")
 
     def recall(self, kind: str) -> np.ndarray | None:
-        """As in `evaluation.Memory`."""
+        """As in `asking.Memory`."""
         return self._scores.get(kind)
 
     def note(self, kind: str, batches: Sequence[np.ndarray]) -> None:
-        """As in `evaluation.Memory`."""
+        """As in `asking.Memory`."""
         done = sum(map(len, batches))
         now = time.monotonic()
         if now - self._last < _INTERVAL and done < self._images[kind]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from refine_jax import attacks, datasets, ending, environment, evaluation, export, transport, victim
+from refine_jax import asking, attacks, datasets, ending, environment, evaluation, export, transport, victim
 from refine_jax.attacks import kept
 from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
@@ -57,21 +57,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         exported, described, permutation = None, given.victim, None
         alone, section, names, image_size = _load_victim(given.victim)
     images, labels, names = _read_clean(given, section, names, image_size)
+    knows = f"the classifier knows {alone.num_classes}"
     if labels is not None and labels.max() >= alone.num_classes:
-        raise DataError(f"--data has the class {labels.max()}, and the classifier knows {alone.num_classes}")
+        raise DataError(f"--data has the class {labels.max()}, and {knows}")
     triggered, triggered_labels, target, shown = _read_triggered(given, images, labels, names)
+    if triggered_labels is not None and triggered_labels.max() >= alone.num_classes:
+        raise DataError(f"--triggered has the class {triggered_labels.max()}, and {knows}")
     if given.images:
         _write_images(given.images, images, labels, triggered, triggered_labels, target)
 
     def measure(predict: Predict, permutation: np.ndarray | None = None, *, logits: bool = False) -> dict[str, Any]:
         asked = None if labels is None else images
-        answers = evaluation.answer(predict, asked, triggered, transport.SAMPLE)
+        answers = asking.answer(predict, asked, triggered, transport.SAMPLE)
         classes = labels if triggered_labels is None else triggered_labels
         figures = evaluation.count(answers, labels, target, permutation, classes)
         figures["w1"], figures["w1_images"] = evaluation.output_distance(answers, logits=logits)
         return figures
 
-    no_defense = measure(evaluation.compiled(alone), logits=True)
+    no_defense = measure(asking.compiled(alone), logits=True)
     results: dict[str, Any] = {
         "schema": SCHEMA,
         "measured": str(described),

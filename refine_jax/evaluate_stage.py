@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from refine_jax import answers, doubts, environment, evaluation, transport
+from refine_jax import answers, asking, doubts, environment, evaluation, transport
 from refine_jax import triggered as triggered_lib
 from refine_jax.attacks import kept
 from refine_jax.attacks.trigger import Attack
@@ -54,7 +54,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     images, labels = test.images, triggered_lib.known_labels(test)
     shown = shown_images(run, attack)
     logger.info("evaluate: %d test images, clean%s", len(images), "" if shown is None else " and triggered")
-    alone = evaluation.compiled(classifier)
+    alone = asking.compiled(classifier)
 
     def measure(
         name: str,
@@ -94,7 +94,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         name: str, behind: Any, variant: tuple[str, Mapping[str, Any]] | None = None
     ) -> dict[str, Any]:
         permutation = None if behind.permutation is None else np.asarray(behind.permutation)
-        figures = measure(name, evaluation.compiled(behind), permutation, variant)
+        figures = measure(name, asking.compiled(behind), permutation, variant)
         der, interval = evaluation.defense_effectiveness(no_defense, figures)
         return {**figures, "der": der, "ci95": {**figures["ci95"], "der": interval}}
 
@@ -159,7 +159,7 @@ def identity_of(run: Run, name: str) -> dict[str, Any]:
     return identity
 
 
-def ask(run: Run, name: str, predict: Predict, images: np.ndarray, shown: Triggered | None) -> evaluation.Answers:
+def ask(run: Run, name: str, predict: Predict, images: np.ndarray, shown: Triggered | None) -> asking.Answers:
     """Returns the class of every test image, clean and triggered, asking for it where it was not kept.
 
     Args:
@@ -187,12 +187,12 @@ def _ask_slowly(
     unfinished: pathlib.Path,
     identity: Mapping[str, Any],
     said: str,
-) -> evaluation.Answers:
+) -> asking.Answers:
     """Asks for every answer, or what is left of them; the file stays until what comes of them is kept."""
     triggered = None if shown is None else shown.images
     counts = {"clean": len(images), "triggered": 0 if triggered is None else len(triggered)}
     so_far = answers.Unfinished(unfinished, identity, said, counts)
-    return evaluation.answer(predict, images, triggered, transport.SAMPLE, so_far)
+    return asking.answer(predict, images, triggered, transport.SAMPLE, so_far)
 
 
 def milliseconds_per_image(predict: Predict, images: np.ndarray) -> float:
@@ -202,12 +202,12 @@ def milliseconds_per_image(predict: Predict, images: np.ndarray) -> float:
         predict: As in `evaluation.measure`.
         images: uint8 [N, H, W, 3]
     """
-    batch = np.asarray(images[: evaluation.BATCH_SIZE])
-    evaluation.predict_classes(predict, batch)
+    batch = np.asarray(images[: asking.BATCH_SIZE])
+    asking.predict_classes(predict, batch)
     seconds: list[float] = []
     while len(seconds) < _TIMED_CALLS and sum(seconds) < _TIMED_SECONDS:
         started = time.perf_counter()
-        evaluation.predict_classes(predict, batch)
+        asking.predict_classes(predict, batch)
         seconds.append(time.perf_counter() - started)
     return 1000 * statistics.median(seconds) / len(batch)
 

@@ -1,101 +1,15 @@
 """What a classifier, defended or not, is worth: BA, ASR, mapped ASR, RA and DER, with counts and intervals."""
 
-import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from refine_jax import transport
-from refine_jax.errors import RefineError, SettingError
-
-BATCH_SIZE = 250
-
-
-def compiled(classifier: Any) -> Callable[[jax.Array], jax.Array]:
-    """Compiles a classifier, defended or not; its weights are an argument, so that they are not folded into it.
-
-    They are brought to the device once, not with every batch.
-    """
-    return functools.partial(_answer, jax.device_put(classifier))
-
-
-# One function for all, so that classifiers that differ in their arrays alone share a program.
-@jax.jit
-def _answer(classifier: Any, images: jax.Array) -> jax.Array:
-    with jax.default_matmul_precision("float32"):  # which on a GPU is not what is taken for float32 by default
-        return classifier(images)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Answers:
-    """The class that a classifier gives to each test image.
-
-    Attributes:
-        clean: Of the clean images. Integers [N]; None where it was not asked.
-        triggered: Of the triggered ones. Integers [M]; None where it was not asked.
-        num_classes: K; None where it was asked nothing.
-        clean_scores: Of some of the clean images, see `answer`. float [n, K]; None where they were not kept.
-        triggered_scores: Of as many triggered ones. float [n, K]
-    """
-
-    clean: np.ndarray | None
-    triggered: np.ndarray | None
-    num_classes: int | None
-    clean_scores: np.ndarray | None = None
-    triggered_scores: np.ndarray | None = None
-
-
-class Memory(Protocol):
-    """Remembers what a classifier that takes long has answered, so that one who was cut off goes on from there.
-
-    `kind` is 'clean' or 'triggered'; scores are float [n, K], of the first n images of that kind.
-    """
-
-    def recall(self, kind: str) -> np.ndarray | None:
-        """Returns the scores that were noted before, None where there are none."""
-
-    def note(self, kind: str, batches: Sequence[np.ndarray]) -> None:
-        """Is told the scores of all batches so far, after each."""
-
-
-def answer(
-    predict: Callable[[jax.Array], jax.Array],
-    images: np.ndarray | None,
-    triggered: np.ndarray | None,
-    sampled: int = 0,
-    memory: Memory | None = None,
-) -> Answers:
-    """Asks a classifier for the class of each image.
-
-    Args:
-        predict: As in `measure`.
-        images: Clean. uint8 [N, H, W, 3]; None: it is not asked.
-        triggered: uint8 [M, H, W, 3]; None: it is not asked.
-        sampled: Of how many images of both kinds the scores are kept at most, where it is asked for both; which ones
-            is the rule of `transport.sample`, and where N is M they are the same.
-        memory: What it knows of these images is not asked for again.
-
-    Raises:
-        RefineError: A score is not a number.
-    """
-    found: dict[str, np.ndarray | None] = {}
-    num_classes = None
-    sampled = 0 if images is None or triggered is None else min(sampled, len(images), len(triggered))
-    for name, asked in (("clean", images), ("triggered", triggered)):
-        found[name] = None
-        if asked is not None:
-            chex.assert_rank(asked, 4)
-            chex.assert_type(asked, np.uint8)
-            rows = transport.sample(len(asked), sampled) if sampled else None
-            scores = _ask(predict, asked, BATCH_SIZE, name, memory)
-            found[name], num_classes = scores.argmax(axis=1), scores.shape[1]
-            found[f"{name}_scores"] = None if rows is None else scores[rows]
-    return Answers(**found, num_classes=num_classes)
+from refine_jax.asking import Answers, answer, predict_classes
+from refine_jax.errors import SettingError
 
 
 def measure(
@@ -132,11 +46,13 @@ def measure(
         All are fractions in [0, 1]; None where no image counts, or where what it takes is not known.
 
     Raises:
-        SettingError: The target is no class.
+        SettingError: A label or the target is no class, the permutation is none, or `predict` gives no scores.
         RefineError: A score is not a number.
     """
+    shown = triggered is not None
+    _check(labels, triggered_labels, target if shown else None, permutation if shown else None)  # before it takes long
     if labels is not None:
-        chex.assert_equal_shape_prefix([images, np.asarray(labels)], 1)  # before it takes long
+        chex.assert_equal_shape_prefix([images, np.asarray(labels)], 1)
     answers = answer(predict, None if labels is None else images, triggered)
     return count(answers, labels, target, permutation, labels if triggered_labels is None else triggered_labels)
 
@@ -161,8 +77,10 @@ def count(
         As `measure`.
 
     Raises:
-        SettingError: The target is no class.
+        SettingError: A label or the target is no class, or the permutation is none.
     """
+    shown, num_classes = answers.triggered is not None, answers.num_classes or 0
+    _check(labels, triggered_labels, target if shown else None, permutation if shown else None, num_classes)
     hits: dict[str, Any] = dict.fromkeys(("ba", "asr", "asr_all", "mapped_asr", "ra"))
     by_class = None
     if labels is not None and answers.clean is not None:
@@ -170,22 +88,35 @@ def count(
         chex.assert_rank(labels, 1)
         chex.assert_equal_shape([answers.clean, labels])
         hits["ba"] = answers.clean == labels
-        by_class = np.bincount(answers.clean, minlength=answers.num_classes or 0).tolist()
+        by_class = np.bincount(answers.clean, minlength=num_classes).tolist()
     if answers.triggered is not None:
-        hits |= _triggered_hits(answers.triggered, answers.num_classes or 0, triggered_labels, target, permutation)
+        hits |= _triggered_hits(answers.triggered, triggered_labels, target, permutation)
     counts = {name: None if hit is None else [int(hit.sum()), len(hit)] for name, hit in hits.items()}
     figures = {name: count[0] / count[1] if count and count[1] else None for name, count in counts.items()}
     intervals = {name: wilson_interval(*count) if count and count[1] else None for name, count in counts.items()}
     return {**figures, "counts": counts, "ci95": intervals, "answers": by_class}
 
 
-def _triggered_hits(answers, num_classes, labels, target, permutation) -> dict[str, np.ndarray]:
+def _check(labels, triggered_labels, target, permutation, num_classes: int | None = None) -> None:
+    """Refuses what would count for nothing, and so make a figure look perfect; K may not be known yet."""
+    allowed = "a class, 0 to " + ("the number of classes less 1" if num_classes is None else f"{num_classes - 1}")
+    for name, given in (("labels", labels), ("triggered_labels", triggered_labels), ("target", target)):
+        classes = np.asarray([] if given is None else given)
+        if classes.size and classes.dtype.kind not in "iu":
+            raise SettingError(name, given if name == "target" else f"of type {classes.dtype}", allowed)
+        wrong = classes[(classes < 0) | (num_classes is not None and classes >= (num_classes or 0))]
+        if wrong.size:
+            raise SettingError(name, int(wrong.flat[0]), allowed)
+    if permutation is not None and num_classes is not None:
+        chex.assert_shape(np.asarray(permutation), (num_classes,))
+        if sorted(np.asarray(permutation).tolist()) != list(range(num_classes)):
+            shown = np.asarray(permutation).tolist()
+            raise SettingError("permutation", shown, f"each of 0 to {num_classes - 1}, once")
+
+
+def _triggered_hits(answers, labels, target, permutation) -> dict[str, np.ndarray]:
     """Of each figure over triggered images, which of those that count are hits."""
-    if not 0 <= target < num_classes:
-        raise SettingError("target", target, f"a class, 0 to {num_classes - 1}")
     hits = {"asr_all": answers == target}
-    if permutation is not None:
-        chex.assert_shape(permutation, (num_classes,))
     if labels is None:
         return hits
     labels = np.asarray(labels)
@@ -233,45 +164,6 @@ def agreement(answers: Answers, others: Answers) -> tuple[float, list[int], list
     """
     same = np.asarray(answers.clean) == np.asarray(others.clean)  # [N]
     return float(same.mean()), [int(same.sum()), len(same)], wilson_interval(int(same.sum()), len(same))
-
-
-def predict_classes(
-    predict: Callable[[jax.Array], jax.Array], images: np.ndarray, batch_size: int = BATCH_SIZE
-) -> tuple[np.ndarray, int]:
-    """Returns the class that `predict` gives to each image.
-
-    Args:
-        predict: As in `measure`.
-        images: uint8 [N, H, W, 3]
-        batch_size: Of every call; the last batch is filled up, so that a jitted function is compiled once.
-
-    Returns:
-        (classes int [N], number of classes).
-
-    Raises:
-        RefineError: A score is not a number: the largest of them would mean nothing.
-    """
-    scores = _ask(predict, images, batch_size)
-    return scores.argmax(axis=1), scores.shape[1]
-
-
-def _ask(predict, images, batch_size: int, kind: str = "", memory: Memory | None = None) -> np.ndarray:
-    """Returns the scores of images.  -> [N, K]"""
-    batch_size = max(1, min(batch_size, len(images)))
-    known = None if memory is None else memory.recall(kind)
-    batches = [] if known is None else [known]
-    # Without an image, `predict` still tells how many classes there are.
-    for start in range(0 if known is None else len(known), max(1, len(images)), batch_size):
-        batch = np.asarray(images[start : start + batch_size])
-        count = len(batch)
-        batch = np.pad(batch, ((0, batch_size - count), (0, 0), (0, 0), (0, 0)))
-        scores = np.asarray(predict(jnp.asarray(batch, jnp.float32) / 255))[:count]  # [count, K]
-        if np.isnan(scores).any():
-            raise RefineError("the classifier's scores are not numbers (NaN): its training has diverged")
-        batches.append(scores)
-        if memory is not None:
-            memory.note(kind, batches)
-    return np.concatenate(batches)
 
 
 def output_distance(answers: Answers, *, logits: bool) -> tuple[float | None, int | None]:

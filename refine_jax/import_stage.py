@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refine_jax import evaluation, triggered
+from refine_jax import asking, evaluation, triggered
 from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import CHANNEL_ORDERS, Classifier
 from refine_jax.datasets.images import Dataset
@@ -101,7 +101,7 @@ def doubts(imported: Imported, dataset: Dataset) -> tuple[dict[str, Any] | None,
     if not dataset.test.has_labels:
         return None, told
     images, labels = dataset.test.images, dataset.test.labels
-    figures = evaluation.benign_accuracy(evaluation.compiled(imported.classifier), images, labels)
+    figures = evaluation.benign_accuracy(asking.compiled(imported.classifier), images, labels)
     (low, high), ba = figures["ci95"]["ba"], figures["ba"]
     chance = float(np.bincount(labels).max() / len(labels))
     wrong = (
@@ -118,7 +118,7 @@ def doubts(imported: Imported, dataset: Dataset) -> tuple[dict[str, Any] | None,
         )
     step = -(-len(labels) // _TRIED)
     other = _turned(imported.classifier)
-    tried = evaluation.benign_accuracy(evaluation.compiled(other), images[::step], labels[::step])
+    tried = evaluation.benign_accuracy(asking.compiled(other), images[::step], labels[::step])
     if tried["ci95"]["ba"][0] > high:
         told.append(
             f"with channels in {other.channels} order the classifier's BA is {tried['ba']:.1%} in place of {ba:.1%}: "

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from refine_jax import artifacts, evaluation, export, import_stage, planting, report_stage, victim
+from refine_jax import artifacts, asking, evaluation, export, import_stage, planting, report_stage, victim
 from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
 from refine_jax.defenses import refine
@@ -128,7 +128,7 @@ def train_benign_classifier(run: Run) -> Classifier:
     journal = make_journal(run, run.attack_folder / "benign", {})
     outcome = victim.train_benign(run.dataset, settings, run.settings["seed"], journal, run.execution)
     classifier = victim.to_classifier(outcome.state.variables, run.dataset, settings)
-    figures = evaluation.benign_accuracy(evaluation.compiled(classifier), test.images, test.labels)
+    figures = evaluation.benign_accuracy(asking.compiled(classifier), test.images, test.labels)
     write_record(benign_file(run), figures)
     logger.info("attack: the benign classifier has a BA of %.2f %%", 100 * figures["ba"])
     return classifier

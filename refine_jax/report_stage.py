@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from refine_jax import artifacts, evaluation
+from refine_jax import artifacts, asking
 from refine_jax.errors import WorkdirError
 from refine_jax.evaluate_stage import NO_DEFENSE, ask, find_results, shown_images
 from refine_jax.files import hash_json
@@ -56,7 +56,7 @@ def gather(run: Run, results: dict[str, Any]) -> material.Material:
     answers = {}
     for name, behind in {NO_DEFENSE: classifier, **defended}.items():
         title = material.NO_DEFENSE if name == NO_DEFENSE else name
-        answers[title] = ask(run, name, evaluation.compiled(behind), dataset.test.images, shown)
+        answers[title] = ask(run, name, asking.compiled(behind), dataset.test.images, shown)
     images = material.Images(
         clean=dataset.test.images,
         labels=known_labels(dataset.test),

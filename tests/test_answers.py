@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from refine_jax import answers, evaluation
-from refine_jax.evaluation import Answers
+from refine_jax import answers, asking
+from refine_jax.asking import Answers
 
 IDENTITY = {"victim": "ab", "defense": None, "settings": {"weights": [1, 2.5]}}
 
@@ -68,7 +68,7 @@ class Slow:
 def images(monkeypatch):
     """Five batches of clean images and three of triggered ones."""
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(evaluation, "BATCH_SIZE", 4)
+    monkeypatch.setattr(asking, "BATCH_SIZE", 4)
     monkeypatch.setattr(answers, "_INTERVAL", 0.0)
     return {"clean": pixels(rng, 18), "triggered": pixels(rng, 10)}
 
@@ -80,14 +80,14 @@ def pixels(rng, count):
 def ask(path, images, predict, identity=IDENTITY):
     counts = {kind: len(of) for kind, of in images.items()}
     so_far = answers.Unfinished(path, identity, "slow", counts)
-    return evaluation.answer(predict, images["clean"], images["triggered"], 6, so_far)
+    return asking.answer(predict, images["clean"], images["triggered"], 6, so_far)
 
 
 @pytest.mark.parametrize("last", [1, 4, 5, 7])
 def test_a_classifier_that_is_cut_off_goes_on_where_it_was(images, tmp_path, caplog, last):
     caplog.set_level("INFO")
     path = tmp_path / "evaluation" / "slow.unfinished.npz"
-    whole = evaluation.answer(Slow(), images["clean"], images["triggered"], 6)
+    whole = asking.answer(Slow(), images["clean"], images["triggered"], 6)
     with pytest.raises(KeyboardInterrupt):
         ask(path, images, Slow(last))
     rest = Slow()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refine_jax import evaluation
+from refine_jax import asking, evaluation
 from refine_jax.errors import RefineError, SettingError
 from tests.goldens.rules import FOLDER
 
@@ -139,14 +139,14 @@ def test_images_reach_the_classifier_as_floats_in_0_1():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_scores_may_be_of_any_float_and_of_any_scale(dtype):
     predict = lambda images: (read(images) - 1).astype(dtype)  # noqa: E731
-    classes, num_classes = evaluation.predict_classes(predict, images_of([3, 0, 4]))
+    classes, num_classes = asking.predict_classes(predict, images_of([3, 0, 4]))
     assert classes.tolist() == [3, 0, 4]
     assert num_classes == K
 
 
 def test_minus_infinity_is_a_score_and_nan_is_none():
     impossible = lambda images: jnp.where(read(images) < -7.4, -jnp.inf, 0.0)  # noqa: E731
-    assert evaluation.predict_classes(impossible, images_of([3, 1]))[0].tolist() == [3, 1]
+    assert asking.predict_classes(impossible, images_of([3, 1]))[0].tolist() == [3, 1]
     diverged = lambda images: read(images) * jnp.nan  # noqa: E731
     with pytest.raises(RefineError, match="not numbers"):
         measure_with(diverged, [0, 1])
@@ -160,8 +160,41 @@ def measure_with(predict, classes, **changed):
 
 @pytest.mark.parametrize("target", [-1, K, 99])
 def test_a_target_that_is_no_class_is_refused(target):
-    with pytest.raises(SettingError, match=rf"target = {target}: allowed: a class, 0 to {K - 1}"):
+    with pytest.raises(SettingError, match=rf"target = {target}: allowed: a class, 0 to "):
         measure_with(read, [0, 1], target=target)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"target": 1.0}, "target = 1.0: allowed: a class"),
+        ({"labels": np.array([0, K])}, f"labels = {K}: allowed: a class, 0 to {K - 1}"),
+        ({"labels": np.array([0, -1])}, "labels = -1: allowed: a class"),
+        ({"labels": np.array([0.0, 1.0])}, "labels = 'of type float64': allowed: a class"),
+        ({"triggered_labels": np.array([K, 0])}, f"triggered_labels = {K}: allowed: a class, 0 to {K - 1}"),
+        ({"permutation": [1] * K}, r"permutation = \[1, 1.*\]: allowed: each of 0 to"),
+        ({"permutation": np.arange(K) + 1}, "permutation = .*: allowed: each of 0 to"),
+        ({"predict": lambda images: read(images).argmax(axis=1)}, r"predict = 'what gives \(2,\) of 2 images'"),
+        ({"predict": lambda images: read(images)[:1]}, rf"predict = 'what gives \(1, {K}\) of 2 images'"),
+    ],
+)
+def test_what_would_count_for_nothing_is_refused(changed, message):
+    with pytest.raises(SettingError, match=message):
+        measure_with(**{"predict": read, "classes": [0, 1], **changed})
+
+
+@pytest.mark.parametrize(
+    "changed", [{"target": -1}, {"labels": np.array([0, -1])}, {"triggered_labels": np.array([0.5, 1])}]
+)
+def test_what_is_no_class_is_refused_before_anything_is_asked(changed):
+    with pytest.raises(SettingError):
+        measure_with(None, [0, 1], **changed)
+
+
+def test_classes_may_be_given_as_lists_and_numbers_of_numpy():
+    expected = measure_with(read, [0, 1], permutation=np.roll(np.arange(K), 1))
+    given = {"labels": [0, 1], "target": np.int64(0), "permutation": np.roll(np.arange(K), 1).tolist()}
+    assert measure_with(read, [0, 1], **given) == expected
 
 
 @pytest.mark.parametrize(

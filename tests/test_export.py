@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refine_jax import artifacts, batches, evaluation, export, function_classifier
+from refine_jax import artifacts, asking, batches, export, function_classifier
 from refine_jax.errors import DataError, SettingError, WorkdirError
 from refine_jax.interop import torch_file, torch_weights
 from tests.small_defense import SIDE, K, expected, make, picture, registered
@@ -60,7 +60,7 @@ def test_the_programs_give_the_probabilities_of_the_run(defended, exported):
 def test_evaluation_and_programs_compute_in_full_float32(defended, folder):
     # What a GPU would make of products otherwise.
     images = jax.ShapeDtypeStruct((3, SIDE, SIDE, 3), jnp.float32)
-    evaluated = jax.jit(evaluation.compiled(defended)).lower(images).as_text()
+    evaluated = jax.jit(asking.compiled(defended)).lower(images).as_text()
     saved = [jax.export.deserialize(bytearray(path.read_bytes())) for path in folder.glob("program_*.stablehlo")]
     for program in (evaluated, *(each.mlir_module() for each in saved)):
         precisions = re.findall(r"precision = \[([A-Z, ]+)\]|precision_config = \[([^]]+)\]", program)

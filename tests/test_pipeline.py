@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy.special import softmax
 
-from refine_jax import doubts, evaluation, lock, pipeline, transport, victim
+from refine_jax import asking, doubts, lock, pipeline, transport, victim
 from refine_jax.attacks import kept
 from refine_jax.datasets import registry as datasets
 from refine_jax.datasets.images import NO_LABEL, Dataset, Split
@@ -77,7 +77,7 @@ def test_the_answers_that_the_figures_are_counted_from_are_kept(done, folder, ti
     work = copied(folder, tmp_path)
     for path in (work / "results.json", work / "evaluation" / "refine.json", work / "evaluation" / "no_defense.json"):
         path.unlink()
-    monkeypatch.setattr(evaluation, "answer", None)
+    monkeypatch.setattr(asking, "answer", None)
     assert pipeline.run(config(), str(work))["defenses"]["refine"]["counts"] == counts
 
 

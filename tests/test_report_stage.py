@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from refine_jax import evaluation, pipeline, report_stage
+from refine_jax import asking, pipeline, report_stage
 from refine_jax.errors import WorkdirError
 from refine_jax.evaluate_stage import NO_DEFENSE
 from refine_jax.report import material, page
@@ -34,7 +34,7 @@ def test_a_report_is_written_once_of_the_same_results_and_again_where_it_is_not_
 ):
     work = copied(folder, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "answer", None)  # what was answered is kept
+        patch.setattr(asking, "answer", None)  # what was answered is kept
         write(work)
     report = work / "report"
     assert {"index.html", "table.md", "table.csv", "table.tex", "flow_refine.png", "gallery.svg"} <= {

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from refine_jax import answers, evaluation, pipeline, settings
+from refine_jax import answers, asking, pipeline, settings
 from refine_jax.defenses import registry
 from refine_jax.errors import SettingError
 from refine_jax.report.tables import text_table
@@ -22,8 +22,8 @@ def with_bits(bits=3, sweep=(1, 5)):
 def measured(monkeypatch):
     """What is measured, counted."""
     count = []
-    answer = evaluation.answer
-    monkeypatch.setattr(evaluation, "answer", lambda *given: count.append(1) or answer(*given))
+    answer = asking.answer
+    monkeypatch.setattr(asking, "answer", lambda *given: count.append(1) or answer(*given))
     return count
 
 
@@ -73,7 +73,7 @@ def test_other_strengths_are_measured_without_the_rest_anew(work, measured):
 def test_an_evaluation_that_was_cut_short_goes_on(work, measured, monkeypatch):
     shutil.rmtree(work / "evaluation")
     (work / "results.json").unlink()
-    answer = evaluation.answer
+    answer = asking.answer
 
     def cut_short(*given):
         if len(measured) == 3:
@@ -81,7 +81,7 @@ def test_an_evaluation_that_was_cut_short_goes_on(work, measured, monkeypatch):
         return answer(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "answer", cut_short)
+        patch.setattr(asking, "answer", cut_short)
         with pytest.raises(KeyboardInterrupt):
             pipeline.run(with_bits(), str(work))
     assert bits_of(pipeline.run(with_bits(), str(work))) == [1, 3, 5]
@@ -92,9 +92,9 @@ def test_a_strength_that_is_cut_off_goes_on_within_its_images(work, monkeypatch)
     before = pipeline.run(with_bits(), str(work))["defenses"]["bit_depth"]["sweep"]
     (work / "evaluation" / "bit_depth" / "bits_5.json").unlink()
     (work / "results.json").unlink()
-    monkeypatch.setattr(evaluation, "BATCH_SIZE", 10)
+    monkeypatch.setattr(asking, "BATCH_SIZE", 10)
     monkeypatch.setattr(answers, "_INTERVAL", 0.0)
-    compiled, asked = evaluation.compiled, []
+    compiled, asked = asking.compiled, []
 
     def counting(behind):
         predict = compiled(behind)
@@ -107,7 +107,7 @@ def test_a_strength_that_is_cut_off_goes_on_within_its_images(work, monkeypatch)
 
         return ask
 
-    monkeypatch.setattr(evaluation, "compiled", counting)
+    monkeypatch.setattr(asking, "compiled", counting)
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(with_bits(), str(work))
     unfinished = work / "evaluation" / "bit_depth" / "bits_5.unfinished.npz"

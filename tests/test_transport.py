@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import wasserstein_distance, wasserstein_distance_nd
 
-from refine_jax import evaluation, transport
-from refine_jax.evaluation import Answers
+from refine_jax import asking, evaluation, transport
+from refine_jax.asking import Answers
 
 
 def points(count, dim=4, seed=0):
@@ -64,19 +64,19 @@ def images_of(rng, count):
 def test_scores_are_of_the_sample_whatever_the_batches():
     rng = np.random.default_rng(0)
     clean, triggered = images_of(rng, 600), images_of(rng, 600)
-    given = evaluation.answer(told, clean, triggered, 40)
+    given = asking.answer(told, clean, triggered, 40)
     rows = transport.sample(600, 40)
     np.testing.assert_allclose(given.clean_scores, told(clean[rows] / 255), atol=1e-6)
     np.testing.assert_allclose(given.triggered_scores, told(triggered[rows] / 255), atol=1e-6)
     distance, count = evaluation.output_distance(given, logits=False)
     assert (distance, count) == (transport.wasserstein_1(given.clean_scores, given.triggered_scores), 40)
 
-    fewer = evaluation.answer(told, clean, triggered[:7], 40)
+    fewer = asking.answer(told, clean, triggered[:7], 40)
     assert fewer.clean_scores.shape == fewer.triggered_scores.shape == (7, 2)
-    for without in (evaluation.answer(told, clean, None, 40), evaluation.answer(told, clean, triggered)):
+    for without in (asking.answer(told, clean, None, 40), asking.answer(told, clean, triggered)):
         assert without.clean_scores is None
         assert evaluation.output_distance(without, logits=True) == (None, None)
-    np.testing.assert_array_equal(evaluation.answer(told, clean, None).clean, given.clean)
+    np.testing.assert_array_equal(asking.answer(told, clean, None).clean, given.clean)
 
 
 def test_of_logits_the_outputs_are_the_softmax():

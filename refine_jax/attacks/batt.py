@@ -11,12 +11,15 @@ from refine_jax.attacks import warp
 from refine_jax.attacks.options import check_number
 from refine_jax.attacks.trigger import Attack, Definition
 from refine_jax.batches import map_batches
+from refine_jax.errors import SettingError
 
 
 def draw(image_size: tuple[int, int], options: Mapping[str, Any], field: str, key: jax.Array) -> dict[str, np.ndarray]:
     """Returns where each pixel comes from: 'source', int32 [H, W]; nothing about it is random."""
     del key
     angle = check_number(f"{field}.angle", options["angle"], -360, 360)
+    if angle % 360 == 0:
+        raise SettingError(f"{field}.angle", angle, "-360 to 360, but none that leaves images as they are")
     check_number(f"{field}.benign_angle", options["benign_angle"], 0, 180)
     return {"source": warp.rotation_source(image_size, angle)}
 

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from refine_jax.attacks import registry
-from refine_jax.attacks.poisoning import Poisoned, own_copy
+from refine_jax.attacks.poisoning import Poisoned, draw_indices, own_copy
 from refine_jax.attacks.trigger import Attack
 from refine_jax.errors import WorkdirError
 from refine_jax.files import hash_arrays, read_record, write_arrays, write_record
+from refine_jax.keys import named_key
 
 DESCRIPTION, _ARRAYS = "attack.json", "arrays.npz"
 # What attack.json says.
@@ -51,9 +52,11 @@ class Kept:
         if self.images is None:
             poisoned = self.attack.poison(images, labels, key)
         else:
+            # The images are not made again, but which ones they are is drawn again.
+            drawn = draw_indices(self.attack, labels, named_key(key, "indices"), len(self.cover_indices))
             changed = own_copy(images)
             changed[self.indices] = self.images
-            poisoned = Poisoned(changed, np.array(labels), self.indices, self.cover_indices)
+            poisoned = Poisoned(changed, np.array(labels), *drawn)
         for name in ("indices", "cover_indices"):
             if not np.array_equal(getattr(poisoned, name), getattr(self, name)):
                 raise WorkdirError(f"the {name} that were kept of attack {self.attack.name} are not those drawn now")

@@ -20,7 +20,7 @@ def check_number(field: str, value: object, low: float, high: float = float("inf
         SettingError: It is no number, or not in the range.
     """
     number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
-    if not (low < number if above else low <= number) or not number <= high:
+    if not math.isfinite(number) or not (low < number if above else low <= number) or not number <= high:
         upper = "" if high == float("inf") else f" and at most {high:g}"
         raise SettingError(field, value, f"a number {'above' if above else 'of at least'} {low:g}{upper}")
     return number

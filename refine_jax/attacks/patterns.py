@@ -39,7 +39,8 @@ def draw_patch(image_size: tuple[int, int], options: Mapping[str, Any], field: s
         'pattern', uint8 [H, W, 3], and 'weight', float32 [H, W, 3].
 
     Raises:
-        SettingError: The pattern is larger than the image, a picture is missing, a weight is not in [0, 1].
+        SettingError: The pattern is larger than the image, a picture is missing, a weight is not in [0, 1], or
+            nothing of the trigger would be seen.
     """
     pattern, weight = options["pattern"], options["weight"]
     if pattern is None:
@@ -56,6 +57,9 @@ def draw_patch(image_size: tuple[int, int], options: Mapping[str, Any], field: s
         weight = np.where(mask, np.float32(factor), np.float32(0))
     else:
         weight = _check_weight(f"{field}.weight", weight, (size, image_size))
+    if not weight.any():
+        given = "pattern" if options["weight"] is None or isinstance(options["weight"], numbers.Real) else "weight"
+        raise SettingError(f"{field}.{given}", "zeros alone", "what leaves something of a trigger to be seen")
     return {"pattern": _at_lower_right(pattern, image_size), "weight": _at_lower_right(weight, image_size)}
 
 

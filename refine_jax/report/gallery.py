@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from refine_jax.evaluation import Answers
+from refine_jax.asking import Answers
 
 # What a difference is multiplied with, so that it can be seen.
 FACTOR = 8

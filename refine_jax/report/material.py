@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from refine_jax.asking import Answers
 from refine_jax.batches import map_batches
-from refine_jax.evaluation import Answers
 from refine_jax.report import counts, gallery, projection
 from refine_jax.report.projection import Projection
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from refine_jax.report.tables import DISTANCE, FIGURES
@@ -33,11 +33,15 @@ def classifiers_of(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {"no defense": results["no_defense"], **results["defenses"]}
 
 
-def doubts_of(results: Mapping[str, Any], classifier: str) -> list[str]:
+def doubts_of(results: Mapping[str, Any], classifier: str | None) -> list[str]:
     """Returns the warnings of a results.json but for those that are of another defense than a classifier's."""
-    others = [name for name in results["defenses"] if name != classifier]
-    warnings = results.get("warnings", ())
-    return [text for text in warnings if not text.startswith(tuple(f"{name}{end}" for name in others for end in " :"))]
+    return warnings_without(results, {*results["defenses"]} - {classifier})
+
+
+def warnings_without(results: Mapping[str, Any], defenses: Collection[str]) -> list[str]:
+    """Returns the warnings of a results.json but for those of some defenses."""
+    begins = tuple(f"{name}{end}" for name in defenses for end in " :")
+    return [text for text in results.get("warnings", ()) if not text.startswith(begins)]
 
 
 def percent(figures: Mapping[str, Any], name: str, interval: str = "{:.2f} [{:.2f}, {:.2f}]") -> str:

@@ -12,6 +12,7 @@ from refine_jax.defenses.registry import without_later
 from refine_jax.errors import RefineError, StorageError, WorkdirError
 from refine_jax.files import read_json, read_record, write_json
 from refine_jax.lock import InUse
+from refine_jax.report.table_files import warnings_without
 from refine_jax.sweep.plan import Task
 from refine_jax.training.interruption import Interrupted
 from refine_jax.workdir import Workdir
@@ -92,7 +93,8 @@ def measured(task: Task) -> dict[str, Any] | None:
     own, kept = ({**of, "defense": _of_defenses(of["defense"], common)} for of in (task.settings, kept))
     if not common or not _same(dataclasses.replace(task, settings=own), kept):
         return None
-    return {**results, "defenses": {name: results["defenses"][name] for name in common}}
+    kept = {name: results["defenses"][name] for name in common}
+    return {**results, "defenses": kept, "warnings": warnings_without(results, {*results["defenses"]} - {*common})}
 
 
 def _of_defenses(section: Mapping[str, Any], names: list[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from refine_jax.report import strengths
+from refine_jax.report.table_files import doubts_of
 from refine_jax.report.tables import DISTANCE, FIGURES
 from refine_jax.sweep.plan import Task
 
@@ -60,7 +61,7 @@ def summarize(runs: Iterable[tuple[Task, Mapping[str, Any] | None]]) -> list[dic
         names = members[0][0].settings["defense"]["names"] if done else (None,)
         for name in names:
             of = {seed: results for seed, results in done.items() if name in results["defenses"]}
-            warnings = {seed: results.get("warnings", ()) for seed, results in of.items()}
+            warnings = {seed: doubts_of(results, name) for seed, results in of.items()}
             general = {
                 "values": dict(values),
                 "seeds": [*of],

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from refine_jax import attacks
-from refine_jax.attacks import label_consistent
-from refine_jax.errors import SettingError
+from refine_jax.attacks import kept, label_consistent
+from refine_jax.errors import SettingError, WorkdirError
 
 WEIGHTS = jnp.asarray(np.random.default_rng(7).normal(size=(16 * 16 * 3, 4)), jnp.float32)
 
@@ -79,6 +79,19 @@ def test_without_a_classifier_or_the_class_there_is_no_attack(training_set):
         build(rate=0.01).poison(images, labels, jax.random.key(0), classifier)
     with pytest.raises(SettingError, match=r"attack\.rate = 0\.5: allowed: none, with 0 images"):
         build(target=1).poison(images, np.where(labels == 1, 0, labels), jax.random.key(0), classifier)
+
+
+def test_images_that_were_kept_are_put_back_where_they_were_made_and_nowhere_else(training_set, tmp_path):
+    images, labels = training_set
+    key = jax.random.key(0)
+    made = build().poison(images, labels, key, classifier)
+    kept.save(tmp_path, build(), made)
+    again = kept.load(tmp_path).poison(images, labels, key)
+    np.testing.assert_array_equal(again.images, made.images)
+    np.testing.assert_array_equal(again.indices, made.indices)
+    for other_labels, other_key in ((np.roll(labels, 1), key), (labels, jax.random.key(1))):
+        with pytest.raises(WorkdirError, match="the indices that were kept of attack label_consistent"):
+            kept.load(tmp_path).poison(images, other_labels, other_key)
 
 
 def test_an_interrupted_run_is_gone_on_with(training_set, tmp_path, monkeypatch):

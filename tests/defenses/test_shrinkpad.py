@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refine_jax import evaluation, pipeline
+from refine_jax import asking, pipeline
 from refine_jax.datasets.images import Split
 from refine_jax.defenses import chance, shrinkpad
 from refine_jax.defenses.transformation import apply_operators
@@ -90,7 +90,7 @@ def test_one_program_serves_every_strength():
 
     classifier = jax.tree_util.Partial(counted)
     for pad in (1, 2, 5):
-        evaluation.compiled(defend(pad, classifier=classifier))(IMAGES[:4].astype(np.float32) / 255)
+        asking.compiled(defend(pad, classifier=classifier))(IMAGES[:4].astype(np.float32) / 255)
     assert count == 1
 
 

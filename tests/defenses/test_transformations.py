@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from refine_jax import evaluation, pipeline
+from refine_jax import asking, pipeline
 from refine_jax.datasets.images import Split
 from refine_jax.defenses import bit_depth, gaussian_blur, jpeg
 from refine_jax.defenses.registry import DEFENSES
@@ -89,7 +89,7 @@ def test_the_classifier_is_shown_the_changed_image(name):
     defended = defend(name, images)
     shown = show(defended, to_unit(images))
     assert np.abs(np.asarray(shown) - to_unit(images)).max() > 0.02
-    found = evaluation.compiled(defended)(to_unit(images))
+    found = asking.compiled(defended)(to_unit(images))
     np.testing.assert_allclose(found, jax.nn.softmax(brightness(shown)), rtol=1e-5)
     assert defended.parts() == {}
     assert defended.permutation is None

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from refine_jax import evaluation
-from refine_jax.evaluation import Answers
+from refine_jax.asking import Answers
 from refine_jax.files import write_record
 from refine_jax.report import counts, gallery, projection
 from refine_jax.report.material import NO_DEFENSE, Images, Material, Shown

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from refine_jax import evaluation
+from refine_jax import asking, evaluation
 from refine_jax.report import counts
 from tests.report.material import ANSWERS, LABELS, PERMUTATION
 
@@ -19,7 +19,7 @@ def test_sums_are_the_hits_of_the_figures():
     rng = np.random.default_rng(0)
     labels, clean, triggered = rng.integers(0, 5, (3, 400))
     permutation = np.array([3, 0, 1, 4, 2])
-    figures = evaluation.count(evaluation.Answers(clean, triggered, 5), labels, 1, permutation, labels)["counts"]
+    figures = evaluation.count(asking.Answers(clean, triggered, 5), labels, 1, permutation, labels)["counts"]
     flow = counts.destinations(labels, triggered, 1, int(permutation[1]), 5)
     assert flow[:, 0].sum() == figures["ra"][0]
     assert flow[:, 1].sum() == figures["asr"][0]

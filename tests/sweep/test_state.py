@@ -3,7 +3,7 @@
 import pytest
 
 from refine_jax import settings
-from refine_jax.files import write_record
+from refine_jax.files import read_record, write_record
 from refine_jax.sweep import plan, state
 from refine_jax.workdir import Workdir
 from tests.sweep.fake import figures, make
@@ -54,6 +54,15 @@ def test_the_defenses_that_are_there_count(kept, tmp_path, names, counted):
     assert found["defenses"] == {name: defenses[name] for name in counted}
     assert [*found["defenses"]] == [*counted]
     assert state.is_done(task) == (names == NAMES)
+
+
+def test_warnings_of_defenses_that_are_not_asked_for_are_left_out(kept, tmp_path):
+    kept("bit_depth", *NAMES)
+    task = task_of(tmp_path)
+    results = read_record(Workdir(task.workdir).results, ())
+    results["warnings"] = ["bit_depth has collapsed", f"{NAMES[0]} has collapsed", "the attack did not take"]
+    write_record(Workdir(task.workdir).results, results)
+    assert state.measured(task)["warnings"] == results["warnings"][1:]
 
 
 def test_others_than_are_asked_for_are_nothing(kept, tmp_path):

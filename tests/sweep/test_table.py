@@ -89,6 +89,17 @@ def test_what_makes_a_run_doubtful_stands_below_the_table(tmp_path):
     assert [row["doubtful"] for row in read] == ["", "0 1"]
 
 
+def test_a_warning_is_of_the_defense_that_it_names(tmp_path):
+    sweep = make({"defense.depth": (3,)}, seeds=(0,))
+    sweep.base.defense.names = ("refine", "jpeg")
+    (run,) = plan.expand(sweep, tmp_path).runs
+    found = {"no_defense": figures(0.9, 1.0), "defenses": {name: figures(0.5, 0.02) for name in ("refine", "jpeg")}}
+    found["warnings"] = ["refine has collapsed", "the victim has learned nothing"]
+    of_refine, of_jpeg = table.summarize([(run, found)])
+    assert of_refine["warnings"] == found["warnings"]
+    assert of_jpeg["warnings"] == found["warnings"][1:]
+
+
 def test_a_sweep_of_which_nothing_is_done_has_a_table_too(tmp_path):
     runs = plan.expand(make({"defense.depth": (3,)}), tmp_path).runs
     text = table.markdown(table.summarize([(run, None) for run in runs]))

@@ -2,8 +2,9 @@
 
 It learns what the published ones have learned: of each image most patches are hidden, and their pixels are to be said.
 
-Source: He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, whose optimizer this is: AdamW with
-    decay 0.95 of its second moments. Pixels are not normalized patch by patch, as in the weights for visualization.
+Source: He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, whose optimizer this is, AdamW with
+    decay 0.95 of its second moments, but for weight decay of biases and scales, which theirs leaves out. Pixels are
+    not normalized patch by patch, as in the weights for visualization.
 """
 
 from collections.abc import Mapping
