@@ -9,7 +9,8 @@ from mkdocs.structure.files import File, Files
 ROOT = pathlib.Path(__file__).parents[1]
 # Page of the site to file of the repository.
 ELSEWHERE = {"index.md": "README.md", "CHANGELOG.md": "CHANGELOG.md", "LICENSE": "LICENSE"} | {
-    str(page.relative_to(ROOT)): str(page.relative_to(ROOT)) for page in sorted(ROOT.glob("results/*/README.md"))
+    str(page.relative_to(ROOT)): str(page.relative_to(ROOT))
+    for page in sorted([*ROOT.glob("results/*/README.md"), *ROOT.glob("results/*/*/table.md")])
 }
 
 

@@ -9,6 +9,8 @@ behind an API: its probability of class i is then the defended probability of cl
 
     unet = load_unet(pathlib.Path("export"))
     transformed = unet(images).clamp(0, 1)             # images in [0, 1], [N, 3, H, W]
+    permutation = torch.tensor(read_manifest(pathlib.Path("export"))["permutation"])
+    # What normalizes images for the classifier is a part of it here.
     probabilities = classifier(transformed).softmax(1)[:, permutation.argsort()]
 
 The modules are named as in REFINE's released program, so its UNetLittle takes unet_torch.safetensors as well.

@@ -21,9 +21,12 @@ def find(
     Args:
         no_defense: From `evaluation.measure`, of the victim alone.
         defenses: Name to the same behind each defense.
-        labels: Of the clean test images. Integers [N]; None where they are not known: then no BA is either.
+        labels: Of the clean test images. Integers [N]; None where they are not known: then no BA is either, and a
+            defense is judged by its agreement with the victim.
     """
-    chance = None if labels is None else float(np.bincount(labels).max() / len(labels))
+    # How often naming one class every time would be right, or, without labels, agree with the victim.
+    by_class = no_defense.get("answers") if labels is None else np.bincount(labels)
+    chance = None if by_class is None else float(np.max(by_class) / np.sum(by_class))
     found = []
     if _is_chance(no_defense, chance):
         found.append(f"the victim has learned nothing: {_about_chance(no_defense, chance)}")
@@ -45,15 +48,21 @@ def find(
 
 
 def _is_chance(figures: Mapping[str, Any], chance: float | None) -> bool:
-    return figures["ba"] is not None and chance is not None and figures["ci95"]["ba"][0] <= chance
+    name = _measure_of_use(figures)
+    return figures.get(name) is not None and chance is not None and figures["ci95"][name][0] <= chance
 
 
 def _about_chance(figures: Mapping[str, Any], chance: float | None) -> str:
-    low, high = figures["ci95"]["ba"]
+    name = _measure_of_use(figures)
+    low, high = figures["ci95"][name]
     return (
-        f"its BA is {_percent(figures['ba'])} [{100 * low:.1f}, {100 * high:.1f}], and naming the most frequent class "
-        f"every time gives {_percent(chance or 0)}"
+        f"its {'BA' if name == 'ba' else name} is {_percent(figures[name])} [{100 * low:.1f}, {100 * high:.1f}], and "
+        f"naming the most frequent class every time gives {_percent(chance or 0)}"
     )
+
+
+def _measure_of_use(figures: Mapping[str, Any]) -> str:
+    return "agreement" if figures["ba"] is None else "ba"
 
 
 def _percent(share: float) -> str:

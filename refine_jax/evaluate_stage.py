@@ -115,16 +115,17 @@ def evaluate(run: Run) -> dict[str, Any]:
             told = {field: figures[field] for field in SWEPT if field in figures}
             swept.append({"settings": own, "chosen": own == chosen, **told})
     outcome = run.victim.require("victim")
+    imported = outcome.get("imported")
     results = {
         "schema": SCHEMA,
         "settings": run.settings,
         "environment": environment.describe(),
         "hashes": hashes_of(run),
         "attack": describe_attack(run),
-        "victim": {**costs(outcome), "imported": outcome.get("imported")},
+        "victim": {**costs(outcome), "imported": imported},
         "no_defense": no_defense,
         "defenses": defenses,
-        "warnings": doubts.find(no_defense, defenses, labels),
+        "warnings": [*(imported or {}).get("warnings", ()), *doubts.find(no_defense, defenses, labels)],
     }
     write_record(run.work.results, results)
     say_doubts(results)

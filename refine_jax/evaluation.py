@@ -9,6 +9,7 @@ import numpy as np
 
 from refine_jax import transport
 from refine_jax.asking import Answers, answer, predict_classes
+from refine_jax.asking import compiled as compiled
 from refine_jax.errors import SettingError
 
 
@@ -42,7 +43,7 @@ def measure(
             ra: triggered images of another class than the target, predicted as their class;
             counts: of each, [hits, images counted];
             ci95: of each, the Wilson 95 % interval [low, high];
-            answers: how many clean images are predicted as each class, [K].
+            answers: how many clean images are predicted as each class, [K]; None where they were not asked about.
         All are fractions in [0, 1]; None where no image counts, or where what it takes is not known.
 
     Raises:
@@ -83,12 +84,13 @@ def count(
     _check(labels, triggered_labels, target if shown else None, permutation if shown else None, num_classes)
     hits: dict[str, Any] = dict.fromkeys(("ba", "asr", "asr_all", "mapped_asr", "ra"))
     by_class = None
+    if answers.clean is not None:
+        by_class = np.bincount(answers.clean, minlength=num_classes).tolist()
     if labels is not None and answers.clean is not None:
         labels = np.asarray(labels)
         chex.assert_rank(labels, 1)
         chex.assert_equal_shape([answers.clean, labels])
         hits["ba"] = answers.clean == labels
-        by_class = np.bincount(answers.clean, minlength=num_classes).tolist()
     if answers.triggered is not None:
         hits |= _triggered_hits(answers.triggered, triggered_labels, target, permutation)
     counts = {name: None if hit is None else [int(hit.sum()), len(hit)] for name, hit in hits.items()}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from refine_jax import doubts, evaluation
+from refine_jax import asking, doubts, evaluation
 
 # Ten classes of a hundred images each, one of them the target.
 LABELS = np.repeat(np.arange(10), 100)
@@ -74,3 +74,37 @@ def test_a_defense_near_chance_is_said_with_its_name():
 def test_figures_that_are_not_known_are_no_doubt():
     unknown = evaluation.measure(lambda images: np.eye(10)[np.zeros(len(images), int)], IMAGES, None, None, 0)
     assert doubts.find(unknown, {"refine": unknown}, None) == []
+
+
+def unlabeled(clean, alone):
+    """Figures of a defense without labels, behind which these are the answers where the victim alone has others."""
+    given, others = (asking.Answers(np.asarray(classes), None, 10) for classes in (clean, alone))
+    figures = evaluation.count(given, None, 0)
+    figures["agreement"], figures["counts"]["agreement"], figures["ci95"]["agreement"] = evaluation.agreement(
+        others, given
+    )
+    return figures
+
+
+@pytest.mark.parametrize(
+    ("clean", "said"),
+    [
+        (LABELS, None),
+        (mostly(0.13), None),
+        (mostly(0.11), "refine has learned nothing: its agreement is 11.0 % [9.2, 13.1]"),
+        (np.full(1000, 3), "refine has collapsed: 100.0 % of the clean images are answered with class 3"),
+    ],
+)
+def test_without_labels_a_defense_is_held_to_the_victims_answers(clean, said):
+    alone = evaluation.count(asking.Answers(LABELS, None, 10), None, 0)
+    found = doubts.find(alone, {"refine": unlabeled(clean, LABELS)}, None)
+    assert [sentence.startswith(said) for sentence in found] == ([] if said is None else [True])
+
+
+def test_a_victim_that_names_one_class_alone_cannot_be_agreed_with_by_chance_less_often():
+    alone = np.full(1000, 3)
+    found = doubts.find(
+        evaluation.count(asking.Answers(alone, None, 10), None, 0), {"refine": unlabeled(alone, alone)}, None
+    )
+    assert len(found) == 1
+    assert "learned nothing" in found[0]

@@ -3,7 +3,7 @@
     python -m refine_jax.sweep --config=configs/sweeps/bti_dbf_p.py --workdir=runs/bti_dbf_p
     python -m refine_jax.sweep --config=configs/sweeps/bti_dbf_p.py:mini --workdir=runs/bti_dbf_p_mini
 
-Of ':mini' a run takes 45 to 75 minutes of a core, after 10 for the victim. Its own setting stands with
+Of ':mini' a run takes 43 to 75 minutes of a core, after 10 for the victim. Its own setting stands with
 configs/sweeps/defenses.py:mini. What was seen is in docs/studies.md.
 """
 
@@ -21,8 +21,7 @@ def get_sweep(variant: str = "") -> Sweep:
     config.attack.name = "blended"
     config.defense.names = ("bti_dbf_p",)
     if variant == "mini":
-        # As it is set there the purifier hardly learns more than to give images back: it is let off from that, or
-        # learns faster and longer, or sees more triggers.
+        # The purifier may stray further from its images, or learns faster and longer, or so and sees more triggers.
         config.defense.bti_dbf_p.sweep = (2,)
         taken = ((0.001, 10, 0.1, 0.2, 2), (0.003, 20, 0.1, 0.05, 3), (0.003, 20, 0.5, 0.05, 2))
     else:

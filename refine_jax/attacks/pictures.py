@@ -33,7 +33,7 @@ def adaptive_patches(image_size: tuple[int, int], key: jax.Array) -> np.ndarray:
     """Draws four patterns on black, for Adaptive-Patch; sizes are given for 32 x 32 and grow with the shorter side.
 
     A square of 5 at the lower right; a checkered square of 3 in every corner; a pinwheel of 12 across at the upper
-    right; a mosaic of 8, whose colors are drawn, towards the lower right.
+    right; a mosaic of 8, whose colors are drawn, toward the lower right.
 
     Args:
         image_size: (H, W).

@@ -16,7 +16,7 @@ class BatchNorm(nn.Module):
     """Normalizes each channel over batch and image, and keeps running statistics.
 
     Training normalizes with the biased variance of the batch and moves the running estimates by `momentum`
-    towards the batch's mean and its *unbiased* variance; inference uses the running estimates. The variance is
+    toward the batch's mean and its *unbiased* variance; inference uses the running estimates. The variance is
     that of the centered values, since the mean of squares minus the squared mean loses digits where the mean is
     large. Statistics are held in at least float32, whatever the inputs are.
 

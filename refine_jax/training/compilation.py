@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# XLA's CPU backend computes the weight gradients of 3 x 3 convolutions some 20 times too slowly; this option
-# sends them to a library (see docs/performance.md). Given per jit because XLA_FLAGS aborts on unknown names.
+# Sends convolutions to a library, which computes most of them faster than XLA's own code for CPUs (see
+# docs/performance.md). Given per jit because XLA_FLAGS aborts on unknown names.
 _OPTIONS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}}
 
 
