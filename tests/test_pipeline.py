@@ -17,6 +17,7 @@ from refine_jax.datasets import registry as datasets
 from refine_jax.datasets.images import NO_LABEL, Dataset, Split
 from refine_jax.errors import RefineError, SettingError, StorageError, WorkdirError
 from refine_jax.files import read_record, write_record
+from refine_jax.keys import named_key
 from refine_jax.report.tables import text_table
 from refine_jax.training import checkpoints
 from tests.small_run import (  # noqa: F401
@@ -320,7 +321,7 @@ def test_an_attack_that_needs_a_benign_classifier_gets_one_and_keeps_its_images(
 
     # A victim that is trained again meets the images that were kept; the benign classifier is not asked again.
     monkeypatch.setattr(victim, "train_benign", None)
-    key = jax.random.key(0)
+    key = named_key(settings.seed, "attack/poison")
     poisoned = planted.poison(tiny.train.images, tiny.train.labels, key)
     np.testing.assert_array_equal(poisoned.labels, tiny.train.labels)
     changed = (poisoned.images != tiny.train.images).any(axis=(1, 2, 3))

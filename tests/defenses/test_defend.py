@@ -167,7 +167,7 @@ def test_the_number_of_a_functions_classes_is_seen_and_another_is_refused(images
 def fitted(monkeypatch):
     """What REFINE is asked to fit, instead of fitting it."""
     asked = []
-    monkeypatch.setattr(refine, "fit", lambda *arguments: asked.append(arguments) or contract.Fitted(None))
+    monkeypatch.setattr(refine, "fit", lambda *arguments, execution: asked.append(arguments) or contract.Fitted(None))
     return asked
 
 
