@@ -93,8 +93,8 @@ def measured(task: Task) -> dict[str, Any] | None:
     own, kept = ({**of, "defense": _of_defenses(of["defense"], common)} for of in (task.settings, kept))
     if not common or not _same(dataclasses.replace(task, settings=own), kept):
         return None
-    kept = {name: results["defenses"][name] for name in common}
-    return {**results, "defenses": kept, "warnings": warnings_without(results, {*results["defenses"]} - {*common})}
+    defenses = {name: results["defenses"][name] for name in common}
+    return {**results, "defenses": defenses, "warnings": warnings_without(results, {*results["defenses"]} - {*common})}
 
 
 def _of_defenses(section: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
