@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     triggered, triggered_labels, target, shown = _read_triggered(given, images, labels, names)
     if triggered_labels is not None and triggered_labels.max() >= alone.num_classes:
         raise DataError(f"--triggered has the class {triggered_labels.max()}, and {knows}")
+    if triggered is not None and not 0 <= target < alone.num_classes:
+        raise SettingError("--target", target, f"a class, 0 to {alone.num_classes - 1}")
     if given.images:
         _write_images(given.images, images, labels, triggered, triggered_labels, target)
 

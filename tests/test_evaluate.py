@@ -106,7 +106,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(done, folder, tmp_path):
         ((export, "--attack=badnet"), SettingError, "did you mean 'badnets'"),
         ((export, "--attack=badnets", "--option=weight"), SettingError, "--option = 'weight': allowed: NAME=VALUE"),
         ((export, "--attack=badnets", "--option=wait=1"), SettingError, "did you mean 'weight'"),
-        ((export, "--attack=badnets", "--target=4"), SettingError, "target = 4: allowed: a class, 0 to 3"),
+        ((export, "--attack=badnets", "--target=4"), SettingError, "--target = 4: allowed: a class, 0 to 3"),
         ((export, "--target=1"), SettingError, "--attack = None"),
         ((export, f"--attack={folder / 'attack'}", "--target=1"), SettingError, "those kept in it"),
     ):  # fmt: skip
