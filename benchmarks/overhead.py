@@ -220,6 +220,8 @@ def resolve(arguments: argparse.Namespace, rest: Sequence[str], network: str) ->
     config = get_config(variant) if variant else get_config()
     apply(config, dict(map(command_line.read_field, rest)))
     config.victim.name, config.defense.names = network, tuple(arguments.defenses)
+    if network in networks.names() and "width" not in networks.options(network):
+        config.victim.width = settings.default().victim.width  # the configuration's is that of another network
     config.run.devices = arguments.devices
     resolved = settings.complete(config)
     victim.check(resolved["victim"], make_dataset(K, arguments.size))

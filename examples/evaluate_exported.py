@@ -27,7 +27,9 @@ import jax.export
 import numpy as np
 
 BATCH_SIZE = 250
-DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4"}
+# What may be in the file of weights; floats of other sizes were cast to float32 for it.
+DTYPES = {"F32": "<f4", "C64": "<c8", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
+DTYPES |= {"BOOL": "?", "U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8"}
 
 
 def load(directory: pathlib.Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]:

@@ -33,7 +33,7 @@ def find(
     if no_defense["asr"] is not None and no_defense["asr"] < SMALLEST_ASR:
         found.append(
             f"the attack did not take: its ASR without a defense is {_percent(no_defense['asr'])}, under "
-            f"{_percent(SMALLEST_ASR)}, so a low one behind a defense says little"
+            f"{100 * SMALLEST_ASR:.0f} %, so a low one behind a defense says little"
         )
     for name, figures in defenses.items():
         answers = figures["answers"]
@@ -56,7 +56,7 @@ def _about_chance(figures: Mapping[str, Any], chance: float | None) -> str:
     name = _measure_of_use(figures)
     low, high = figures["ci95"][name]
     return (
-        f"its {'BA' if name == 'ba' else name} is {_percent(figures[name])} [{100 * low:.1f}, {100 * high:.1f}], and "
+        f"its {'BA' if name == 'ba' else name} is {_percent(figures[name])} [{100 * low:.2f}, {100 * high:.2f}], and "
         f"naming the most frequent class every time gives {_percent(chance or 0)}"
     )
 
@@ -66,4 +66,4 @@ def _measure_of_use(figures: Mapping[str, Any]) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.2f} %"  # fewer digits would have 7,197 of 9,000 stand as 80.0 %, and under 80 %

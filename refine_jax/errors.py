@@ -31,7 +31,7 @@ class WorkdirError(RefineError):
 
 
 class StorageError(RefineError):
-    """Something cannot be written: the disk is full, or will not take it."""
+    """Something cannot be written, or not be read at the moment: the disk is full, or will not."""
 
 
 def choose(field: str, value: str, names: Iterable[str]) -> str:

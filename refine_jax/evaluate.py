@@ -4,7 +4,8 @@
     python -m refine_jax.evaluate --victim=WORKDIR ...
 
 Printed is the table that a run ends with: of an export, the classifier alone and behind its defense, as its programs
-answer. docs/metrics.md says what the figures are.
+answer. A classifier that was a function is in these alone, and there are no figures of it without the defense.
+docs/metrics.md says what the figures are.
 """
 
 import argparse
@@ -51,20 +52,22 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if given.export:
         exported, described = export.load(given.export), given.export
         manifest, permutation = exported.manifest, exported.permutation
-        alone, section = export.restore(given.export).classifier, (manifest.get("settings") or {}).get("dataset")
+        alone = None if export.is_of_function(manifest) else export.restore(given.export).classifier
+        num_classes, section = len(permutation), (manifest.get("settings") or {}).get("dataset")
         names, image_size = manifest["class_names"], exported.image_size
     else:
         exported, described, permutation = None, given.victim, None
         alone, section, names, image_size = _load_victim(given.victim)
+        num_classes = alone.num_classes
     images, labels, names = _read_clean(given, section, names, image_size)
-    knows = f"the classifier knows {alone.num_classes}"
-    if labels is not None and labels.max() >= alone.num_classes:
+    knows = f"the classifier knows {num_classes}"
+    if labels is not None and labels.max() >= num_classes:
         raise DataError(f"--data has the class {labels.max()}, and {knows}")
     triggered, triggered_labels, target, shown = _read_triggered(given, images, labels, names)
-    if triggered_labels is not None and triggered_labels.max() >= alone.num_classes:
+    if triggered_labels is not None and triggered_labels.max() >= num_classes:
         raise DataError(f"--triggered has the class {triggered_labels.max()}, and {knows}")
-    if triggered is not None and not 0 <= target < alone.num_classes:
-        raise SettingError("--target", target, f"a class, 0 to {alone.num_classes - 1}")
+    if triggered is not None and not 0 <= target < num_classes:
+        raise SettingError("--target", target, f"a class, 0 to {num_classes - 1}")
     if given.images:
         _write_images(given.images, images, labels, triggered, triggered_labels, target)
 
@@ -76,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         figures["w1"], figures["w1_images"] = evaluation.output_distance(answers, logits=logits)
         return figures
 
-    no_defense = measure(asking.compiled(alone), logits=True)
+    no_defense = _unmeasured() if alone is None else measure(asking.compiled(alone), logits=True)
     results: dict[str, Any] = {
         "schema": SCHEMA,
         "measured": str(described),
@@ -93,6 +96,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if given.output:
         write_json(given.output, results)
     return results
+
+
+def _unmeasured() -> dict[str, Any]:
+    """Returns the figures of a classifier that cannot be asked: None, each of them."""
+    figures = evaluation.count(asking.Answers(clean=None, triggered=None, num_classes=None), None, 0)
+    return {**figures, "w1": None, "w1_images": None}
 
 
 def parser() -> argparse.ArgumentParser:

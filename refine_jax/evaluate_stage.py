@@ -155,6 +155,8 @@ def identity_of(run: Run, name: str) -> dict[str, Any]:
         "victim": hashes["victim"],
         "defense": hashes.get(name),
     }
+    if "dataset" in hashes:
+        identity["dataset"] = hashes["dataset"]
     if name in run.defenses:  # not all that a defense does has to show in what it has learned
         identity["settings"] = identifying(name, run.settings["defense"])
     return identity

@@ -64,7 +64,7 @@ def save(
     num_classes = len(defended.permutation)
     if class_names is not None and len(class_names) != num_classes:
         raise SettingError("class_names", list(class_names), f"{num_classes} names, one a class")
-    variables = jax.tree.map(_to_float32, _variables(defended))
+    variables = jax.tree.map(_as_written, _variables(defended))
     weights = dict(zip(_names(variables), jax.tree.leaves(variables), strict=True))
     programs = {dtype: _program(defended, weights, dtype) for dtype in PROGRAMS}
     manifest = {
@@ -121,6 +121,11 @@ def holds(directory: str | os.PathLike, record: Mapping[str, Any]) -> bool:
     return artifacts.holds(pathlib.Path(directory), SCHEMA, record)
 
 
+def is_of_function(manifest: Mapping[str, Any]) -> bool:
+    """Returns whether the classifier was a function, whose code is in the programs alone."""
+    return not isinstance(manifest.get("classifier"), dict) or "name" not in manifest["classifier"]
+
+
 def restore(directory: str | os.PathLike) -> Defended:
     """Reads what `save` wrote back into what was saved: networks of this project, with the variables kept by Orbax.
 
@@ -130,7 +135,7 @@ def restore(directory: str | os.PathLike) -> Defended:
     directory = pathlib.Path(directory).expanduser().absolute()
     manifest = artifacts.read_manifest(directory, SCHEMA)
     artifacts.check(directory, manifest, VARIABLES)
-    if not isinstance(manifest.get("classifier"), dict) or "name" not in manifest["classifier"]:
+    if is_of_function(manifest):
         raise DataError(f"{directory}: its classifier was a function, whose code is in the programs alone: use load")
     with ocp.StandardCheckpointer() as checkpointer:
         variables = jax.tree.map(jnp.asarray, checkpointer.restore(directory / VARIABLES))
@@ -214,8 +219,9 @@ def _names(variables: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _to_float32(leaf: Any) -> np.ndarray:
-    leaf = np.asarray(leaf)
+def _as_written(leaf: Any) -> np.ndarray:
+    """Returns a weight as the files have it: floats as float32, which every reader of them knows."""
+    leaf = np.asarray(leaf, order="C")  # safetensors writes the memory as it lies
     return leaf.astype(np.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
@@ -223,11 +229,14 @@ def _program(defended: Defended, weights: Mapping[str, np.ndarray], dtype: str) 
     """Returns the function (weights, images) -> probabilities for images of one type, in any number."""
     template = _variables(defended)
     names, structure = _names(template), jax.tree.structure(template)
+    # A function may need its weights as it had them; float32 has held bfloat16 and float16 without a loss.
+    own_dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(template)]
 
     def probabilities(weights: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 255
-        variables = jax.tree.unflatten(structure, [weights[name] for name in names])
+        leaves = [weights[name].astype(own) for name, own in zip(names, own_dtypes, strict=True)]
+        variables = jax.tree.unflatten(structure, leaves)
         with_weights = dataclasses.replace(
             defended,
             classifier=_with_variables(defended.classifier, variables["classifier"]),
@@ -235,7 +244,7 @@ def _program(defended: Defended, weights: Mapping[str, np.ndarray], dtype: str) 
             permutation=variables["permutation"],
         )
         with jax.default_matmul_precision("float32"):  # as in evaluation
-            return with_weights(images)
+            return with_weights(images).astype(jnp.float32)
 
     (count,) = jax_export.symbolic_shape("N")
     shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in weights.items()}

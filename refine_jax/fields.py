@@ -64,6 +64,7 @@ def default() -> ml_collections.ConfigDict:
                 "adaptive": adaptive.DEFAULTS,  # an attacker who knows the defense
                 # A trained classifier in place of all that, and its preprocessing where its file does not say it.
                 "checkpoint": str,
+                "entry": str,  # which of several networks in the file; open: the one that there is
                 "mean": tuple,
                 "std": tuple,
                 "channels": str,

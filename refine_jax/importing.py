@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from refine_jax import networks, victim
 from refine_jax.attacks import kept
@@ -24,6 +25,8 @@ from refine_jax.errors import DataError, RefineError, SettingError
 from refine_jax.files import read_record
 from refine_jax.interop import checkpoint_formats, torch_weights
 from refine_jax.interop.checkpoint_formats import Checkpoint, Pictures
+from refine_jax.interop.state_dicts import WeightsError
+from refine_jax.interop.torch_weights import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ class Imported:
         preprocessing_from: Of 'mean', 'std', 'channels', 'input_size', where the value is from.
         accuracy: On clean test images, as its maker measured it; None where nothing is said.
         triggered: Triggered test images that came with it.
-        remarks: What is known and cannot be used.
+        remarks: What is known and cannot be used, and what is assumed, as sentences.
     """
 
     classifier: Classifier
@@ -73,26 +76,26 @@ def read(settings: Mapping[str, Any], dataset: Dataset) -> Imported:
             set's.
         DataError: The file is damaged, dangerous or no checkpoint.
     """
-    path, name = pathlib.Path(settings["checkpoint"]).expanduser(), settings["name"]
+    path, name, entry = pathlib.Path(settings["checkpoint"]).expanduser(), settings["name"], settings.get("entry")
     if not path.exists():
         raise SettingError(
             "victim.checkpoint", settings["checkpoint"], "a file or a working directory; it is not there"
         )
     if path.is_dir():
+        if entry is not None:
+            raise SettingError("victim.entry", entry, "nothing with a run's victim: it is the only one")
         found, options, variables = _read_run(path, name)
     else:
-        found = checkpoint_formats.load(path)
-        variables = _convert(name, found.weights, path)
-        options = {**torch_weights.infer_options(name, found.weights)}
+        found, options, variables = _read_file(path, name, entry)
     num_classes = options.pop("num_classes")
     _check_classes(num_classes, dataset, path)
-    values, sources = _preprocessing(settings, found, name, dataset)
+    values, sources, told = _preprocessing(settings, found, name, dataset)
     try:
         classifier = Classifier(name, variables, num_classes, options=options, **values)
     except SettingError as error:
         raise SettingError(f"victim.{error.field}", error.value, error.allowed) from error
     _check_size(classifier, dataset)
-    return Imported(classifier, found.format, sources, found.accuracy, found.triggered, found.remarks)
+    return Imported(classifier, found.format, sources, found.accuracy, found.triggered, (*found.remarks, *told))
 
 
 def name_classes(imported: Imported, dataset: Dataset) -> Dataset:
@@ -139,12 +142,26 @@ def _trained_size(folder: pathlib.Path, settings: Mapping[str, Any]) -> tuple[in
     return (height, width) if type(height) is int and type(width) is int else None
 
 
-def _convert(name: str, weights: Any, path: pathlib.Path) -> dict[str, Any]:
-    """Returns the Flax variables, or says which network the weights are of."""
+def _read_file(path: pathlib.Path, name: str, entry: str | None) -> tuple[Checkpoint, dict[str, Any], Any]:
+    """Reads a file of weights, with what its layers besides the network say."""
+    found = checkpoint_formats.load(path)
+    weights = _weights(name, found.weights, path, entry)
+    found = dataclasses.replace(
+        found,
+        preprocessing={**found.preprocessing, **weights.preprocessing},
+        remarks=(*found.remarks, *weights.remarks),
+    )
+    return found, {**weights.options}, weights.variables
+
+
+def _weights(name: str, weights: Any, path: pathlib.Path, entry: str | None) -> Weights:
+    """Returns the network's, or says which network the weights are of."""
     try:
-        return torch_weights.convert(name, weights)
-    except torch_weights.WeightsError as error:
-        fitting = torch_weights.fitting(weights)
+        return torch_weights.read(name, weights, entry)
+    except SettingError as error:
+        raise SettingError(f"victim.{error.field}", error.value, error.allowed) from error
+    except WeightsError as error:
+        fitting = torch_weights.fitting(weights, entry)
         if name in fitting:  # its entries are there, and what they hold cannot be
             raise DataError(f"{path}: {error}") from error
         if fitting:
@@ -177,16 +194,16 @@ def _check_classes(num_classes: int, dataset: Dataset, path: pathlib.Path) -> No
 
 def _preprocessing(
     settings: Mapping[str, Any], found: Checkpoint, name: str, dataset: Dataset
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns the preprocessing and where each part of it is from."""
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Returns the preprocessing, where each part of it is from, and what is doubtful about that."""
     sources = [
         ("the settings", {part: settings[part] for part in ("mean", "std", "channels", "input_size")}),
         ("the file", found.preprocessing),
     ]
-    if name.startswith("imagenet_"):
-        sources.append(("assumed: torchvision's", _IMAGENET))
-    elif dataset.sha256 is None:
+    if dataset.sha256 is None:
         sources.append((f"assumed: {dataset.name}'s", {"mean": dataset.mean, "std": dataset.std}))
+    elif name.startswith("imagenet_"):
+        sources.append(("assumed: torchvision's", _IMAGENET))
     sources.append(("assumed", {"channels": "RGB", "input_size": dataset.image_size}))
     values, taken = {}, {}
     for part in ("mean", "std", "channels", "input_size"):
@@ -199,15 +216,27 @@ def _preprocessing(
             None,
             f"three numbers, one a channel, in units of [0, 1] ({' and '.join(missing)}): what the classifier was "
             "trained with, which its file does not say; (0, 0, 0) and (1, 1, 1) where images went in as they are, in "
-            "[0, 1]; for the authors' program on CIFAR-10 (0.4914, 0.4822, 0.4465) and (0.2023, 0.1994, 0.2010), with "
-            "victim.channels=BGR",
+            "[0, 1], and no layer of it normalized them; for the authors' program on CIFAR-10 (0.4914, 0.4822, "
+            "0.4465) and (0.2023, 0.1994, 0.2010), with victim.channels=BGR",
         )
     size = values["input_size"]
     size = (size, size) if isinstance(size, int) else tuple(size)
     values["input_size"] = None if size == dataset.image_size else size
     if "assumed" in " ".join(taken.values()):
         logger.info("victim: preprocessing %s", ", ".join(f"{p} {values[p]} ({s})" for p, s in taken.items()))
-    return values, taken
+    return values, taken, _doubtful(values, taken, found)
+
+
+def _doubtful(values: Mapping[str, Any], taken: Mapping[str, str], found: Checkpoint) -> list[str]:
+    """Says of the mean and the deviation which are assumed, or others than in the file."""
+    told = []
+    for part in ("mean", "std"):
+        used, other = tuple(map(float, values[part])), found.preprocessing.get(part)
+        if taken[part].startswith("assumed: "):
+            told.append(f"victim.{part} is not known, and {taken[part].removeprefix('assumed: ')} is assumed: {used}")
+        elif other is not None and not np.allclose(used, other, atol=1e-4):
+            told.append(f"victim.{part} is {used} by the settings, and {tuple(other)} by the file")
+    return told
 
 
 def _check_size(classifier: Classifier, dataset: Dataset) -> None:

@@ -8,7 +8,7 @@ from refine_jax import victim
 from refine_jax.attacks import kept
 from refine_jax.attacks.trigger import Attack
 from refine_jax.classifier import Classifier
-from refine_jax.defenses.registry import DEFENSES, settings_of
+from refine_jax.defenses.registry import DEFENSES, section, settings_of
 from refine_jax.errors import WorkdirError
 from refine_jax.files import hash_arrays
 from refine_jax.opening import Run
@@ -39,31 +39,49 @@ def load_defense(run: Run, name: str, classifier: Classifier, variant: Mapping[s
     outcome, checkpoints = record.require("defend"), checkpoints_of(record)
     if outcome["victim_sha256"] != run.victim.require("victim")["victim_sha256"]:
         raise WorkdirError(f"{record.folder} was trained for another victim: delete it, and it is trained again")
+    if missing := _missing(record):  # else an earlier one would be read, and of a variant nothing tells
+        raise WorkdirError(f"{missing[0]} is missing: stage 'defend' trains it again")
     settings = settings_of(name, run.settings["defense"]) if variant is None else variant
     defended = DEFENSES[name].load(checkpoints, classifier, settings, run.dataset.image_size)
     # What a fit has come to on its way has no hash here; its checkpoints have checksums of their own.
     on_the_way = variant is not None and hasattr(DEFENSES[name], "check_strength")
     if not on_the_way and hash_arrays(defended.parts()) != outcome["sha256"]:
-        raise WorkdirError(f"the weights in {checkpoints} are not those that were trained")
+        if (file := settings.get("mae_checkpoint")) is not None:  # which is read again each time
+            remedy = f"put that file back, or delete {record.folder}, and everything is measured with this one"
+            raise WorkdirError(f"{file} holds other weights than {section(name)} was made with: {remedy}")
+        raise WorkdirError(
+            f"the weights in {checkpoints} are not those that were trained: delete {record.folder} to train again"
+        )
     return defended
 
 
 def hashes_of(run: Run) -> dict[str, str | None]:
-    """Returns the SHA-256 of attack, where one is known, victim and defenses, of stages that are done."""
+    """Returns the SHA-256 of attack, where one is known, victim and defenses, of stages that are done.
+
+    And of the data set, where its name does not say which images it has.
+    """
     outcome = run.victim.require("victim")
     hashes = {name: outcome[f"{name}_sha256"] for name in ("attack", "victim")}
+    if run.dataset.sha256 is not None:
+        hashes["dataset"] = run.dataset.sha256
     return hashes | {name: record.require("defend")["sha256"] for name, record in run.defenses.items()}
 
 
 def is_done(record: Record) -> bool:
-    """Returns whether a stage has come to its end, and its last checkpoint is there.
+    """Returns whether a stage has come to its end, and its last checkpoints are there.
 
     One that turned out to be damaged is deleted by the user; the training then goes on from the one before.
     """
-    if record.outcome is None:
-        return False
-    step = record.outcome.get("steps")  # the first versions have not noted it
-    return step is None or (checkpoints_of(record) / str(step)).exists()
+    return record.outcome is not None and not _missing(record)
+
+
+def _missing(record: Record) -> list[pathlib.Path]:
+    """Returns the last checkpoints that a stage is noted to have left, of each of its trainings, and that are gone."""
+    outcome, folder = record.outcome or {}, checkpoints_of(record)
+    last = [folder / part / str(step) for part, step in outcome.get("parts", {}).items()]
+    if outcome.get("steps") is not None:
+        last.append(folder / str(outcome["steps"]))
+    return [checkpoint for checkpoint in last if not checkpoint.exists()]  # the first versions have noted less
 
 
 def checkpoints_of(record: Record) -> pathlib.Path:

@@ -156,7 +156,7 @@ def train_defenses(run: Run) -> None:
             make_journal(run, record.folder, identity),
             run.execution,
         )
-        cost = {field: getattr(fitted, field) for field in ("steps", *COSTS, "findings")}
+        cost = {field: getattr(fitted, field) for field in ("steps", "parts", *COSTS, "findings")}
         record.finish({**identity, "sha256": hash_arrays(fitted.defended.parts()), **cost})
 
 

@@ -27,7 +27,7 @@ _LEARNING_RATES = {"vgg16": 0.01, "vit": 0.001}
 # In the place of an attack's name, where a victim is imported of which none is known.
 NO_ATTACK = "none"
 # The fields of section 'victim' that belong to one that is imported.
-_IMPORT = ("checkpoint", "mean", "std", "channels", "input_size")
+_IMPORT = ("checkpoint", "entry", "mean", "std", "channels", "input_size")
 
 
 def complete(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -93,11 +93,13 @@ def _complete_victim(attack: dict[str, Any], victim: dict[str, Any]) -> tuple[di
         del victim["adaptive"]  # a victim of an attacker who knows nothing is what it was before there was a choice
     if victim["learning_rate"] is None:
         victim["learning_rate"] = _LEARNING_RATES.get(victim["name"], 0.1)
+    if victim["entry"] is None:
+        del victim["entry"]  # likewise of an import
     kept = ("name", "workdir", *_IMPORT) if imported else tuple(name for name in victim if name not in _IMPORT)
     options = [name for name, there in (("triggered_root", imported), (chosen, chosen != NO_ATTACK)) if there]
     return (
         {name: attack[name] for name in ("name", "target", "rate", *options)},
-        {name: victim[name] for name in kept},
+        {name: victim[name] for name in kept if name in victim},
     )
 
 
@@ -165,6 +167,8 @@ def _check_values(settings: Mapping[str, Any]) -> None:
     ):
         if not fine:
             raise SettingError(field, value, allowed)
+    if "width" in victim:
+        networks.check_width("victim.width", victim["width"], fields.default().victim.width, victim["name"])
     events.check("run.tensorboard", run["tensorboard"])
     if run["feed"] is not None:
         choose("run.feed", run["feed"], stream.PLACES)
@@ -207,7 +211,7 @@ def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
         raise SettingError("victim.batch_size", victim["batch_size"], f"at most the {count} training images")
     determinism.check("run.deterministic", settings["run"]["deterministic"])
     execution = Execution.of(settings)
-    if not imported:
+    if not imported and not victim["workdir"]:  # one that is borrowed is trained already
         execution.check_batch("victim.batch_size", victim["batch_size"])
     for name in settings["defense"]["names"]:
         section, own = registry.section(name), registry.settings_of(name, settings["defense"])
@@ -222,5 +226,5 @@ def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
                 DEFENSES[name].check(section, variant, available, dataset.image_size)
                 if hasattr(DEFENSES[name], "check_strength"):
                     DEFENSES[name].check_strength(section, own, variant[DEFENSES[name].STRENGTH])
-        if "batch_size" in own:
-            execution.check_batch(f"{section}.batch_size", own["batch_size"])
+        for field, batch_size in registry.shared_batches(name, settings["defense"]).items():
+            execution.check_batch(field, batch_size)

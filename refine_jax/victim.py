@@ -89,7 +89,7 @@ def train(
 def _train(stage, dataset, poisoned, augment, settings, seed, journal, execution) -> loop.Outcome:
     options = network_options(settings, dataset.image_size) | ({"remat": True} if execution.remat else {})
     network = networks.build(settings["name"], dataset.num_classes, **options)
-    on_device, streamed = stream.place(stage, poisoned.images, execution.feed, execution.chosen()[0])
+    on_device, streamed = stream.place(stage, poisoned.images, execution.feed, execution.own())
     feed = Feed(
         len(poisoned.labels),
         settings["batch_size"],

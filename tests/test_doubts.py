@@ -36,7 +36,7 @@ def test_a_victim_near_chance_has_learned_nothing(right, doubtful):
     assert [sentence.startswith("the victim has learned nothing: its BA is") for sentence in found] == [
         True
     ] * doubtful
-    assert all(sentence.endswith("every time gives 10.0 %") for sentence in found)
+    assert all(sentence.endswith("every time gives 10.00 %") for sentence in found)
 
 
 def test_chance_is_the_most_frequent_class():
@@ -51,8 +51,13 @@ def test_an_attack_that_seldom_succeeds_did_not_take(asr, doubtful):
     figures = measured(mostly(0.9), mostly(1 - asr, wrong=0))
     assert figures["asr"] == pytest.approx(asr)
     found = doubts.find(figures, {"refine": DEFENDED}, LABELS)
-    assert [sentence.startswith(f"the attack did not take: its ASR without a defense is {100 * asr:.1f} %") for
+    assert [sentence.startswith(f"the attack did not take: its ASR without a defense is {100 * asr:.2f} %") for
             sentence in found] == [True] * doubtful  # fmt: skip
+
+
+def test_an_attack_that_seldom_succeeds_is_not_said_to_have_the_share_that_it_is_under():
+    (said,) = doubts.find({**GOOD, "asr": 7197 / 9000}, {}, LABELS)
+    assert "is 79.97 %, under 80 %, so" in said
 
 
 @pytest.mark.parametrize(("right", "doubtful"), [(0.0, True), (0.01, True), (0.02, False)])
@@ -60,7 +65,7 @@ def test_a_defense_with_one_answer_has_collapsed(right, doubtful):
     answers = mostly(right, wrong=3)
     found = doubts.find(GOOD, {"refine": measured(answers, answers)}, LABELS)
     share = 100 * np.mean(answers == 3)
-    collapsed = f"refine has collapsed: {share:.1f} % of the clean images are answered with class 3"
+    collapsed = f"refine has collapsed: {share:.2f} % of the clean images are answered with class 3"
     assert (found == [collapsed]) == doubtful
     assert len(found) == 1  # near chance in any case
 
@@ -68,7 +73,7 @@ def test_a_defense_with_one_answer_has_collapsed(right, doubtful):
 def test_a_defense_near_chance_is_said_with_its_name():
     found = doubts.find(GOOD, {"refine": measured(mostly(0.1), TAKEN), "other": DEFENDED}, LABELS)
     assert len(found) == 1
-    assert found[0].startswith("refine has learned nothing: its BA is 10.0 % [8.3, 12.0], and")
+    assert found[0].startswith("refine has learned nothing: its BA is 10.00 % [8.29, 12.02], and")
 
 
 def test_figures_that_are_not_known_are_no_doubt():
@@ -91,8 +96,8 @@ def unlabeled(clean, alone):
     [
         (LABELS, None),
         (mostly(0.13), None),
-        (mostly(0.11), "refine has learned nothing: its agreement is 11.0 % [9.2, 13.1]"),
-        (np.full(1000, 3), "refine has collapsed: 100.0 % of the clean images are answered with class 3"),
+        (mostly(0.11), "refine has learned nothing: its agreement is 11.00 % [9.21, 13.09]"),
+        (np.full(1000, 3), "refine has collapsed: 100.00 % of the clean images are answered with class 3"),
     ],
 )
 def test_without_labels_a_defense_is_held_to_the_victims_answers(clean, said):

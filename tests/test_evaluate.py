@@ -1,14 +1,19 @@
 """python -m refine_jax.evaluate: the figures of a run again, and on other images and triggers."""
 
+import dataclasses
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from refine_jax import evaluate, pipeline
+from refine_jax import asking, evaluate, evaluation, export, function_classifier, pipeline
 from refine_jax.attacks import kept
 from refine_jax.errors import DataError, SettingError, WorkdirError
+from refine_jax.report.tables import text_table
+from tests import small_defense
 from tests.small_run import (
     EXPORT_DEFENSES,
     SIDE,
@@ -87,6 +92,57 @@ def test_folders_of_pictures(done, folder, tiny, tmp_path):
     results = measure(export, f"--data={tmp_path / 'flat'}", f"--triggered={tmp_path / 'triggered'}", "--target=0")
     assert results["defenses"]["refine"]["ba"] is None
     assert results["defenses"]["refine"]["asr"] == done["defenses"]["refine"]["asr"]
+
+
+def test_an_export_of_a_function_is_measured_behind_its_defense_alone(tmp_path):
+    images, triggered = small_defense.picture(40), small_defense.picture(30, seed=1)
+    with small_defense.registered():
+        defended = small_defense.make()
+    rng, gray = np.random.default_rng(0), defended.transform(images / np.float32(255)).mean(axis=0)
+    weights = rng.normal(size=(gray.size, 4)).astype(np.float32)
+    # Around the mean image, so that no class is answered for all.
+    function = lambda x: (x - gray).reshape(x.shape[0], -1) @ weights  # noqa: E731
+    classifier = function_classifier.wrap(function, gray.shape[:2])
+    defended = dataclasses.replace(defended, classifier=classifier)
+    export.save(defended, tmp_path / "export")
+    labels, triggered_labels = rng.integers(0, 4, 40), rng.integers(0, 4, 30)
+    shown = (images, labels, triggered, 1, np.asarray(defended.permutation), triggered_labels)
+    wanted = evaluation.measure(asking.compiled(defended), *shown)
+    assert 0 < wanted["ba"] < 1
+    assert 0 < wanted["asr"] < 1
+    write(tmp_path / "clean", images, map(str, labels))
+    write(tmp_path / "triggered", triggered, map(str, triggered_labels))
+    asked = [f"--{flag}={tmp_path / name}" for flag, name in (("data", "clean"), ("triggered", "triggered"))]
+    results = measure(f"--export={tmp_path / 'export'}", *asked, "--target=1")
+    assert results["defenses"]["defended"]["counts"] == wanted["counts"]
+    assert results["defenses"]["defended"]["answers"] == wanted["answers"]
+    assert {*results["no_defense"]} == {*wanted, "w1", "w1_images"}
+    assert all(results["no_defense"][name] is None for name in ("ba", "asr", "asr_all", "ra", "answers", "w1"))
+    assert results["defenses"]["defended"]["der"] is None
+    table = text_table(results)
+    assert re.search(r"^BA +- +[\d.]+ +\[", table, re.MULTILINE)
+    assert re.search(r"^DER +- +-$", table, re.MULTILINE)
+
+
+def test_without_class_names_folders_are_numbers_of_classes_that_there_are(done, folder, tiny, tmp_path):
+    export = shutil.copytree(folder / "export", tmp_path / "export")
+    manifest = json.loads((export / "manifest.json").read_text())
+    (export / "manifest.json").write_text(json.dumps(manifest | {"class_names": None}))
+    for name, folders in (("known", ["0", "3"]), ("unknown", ["0", "4"]), ("named", ["0", "d"])):
+        write(tmp_path / name, tiny.test.images[:2], folders)
+
+    def measured(data, triggered):
+        places = (f"--data={tmp_path / data}", f"--triggered={tmp_path / triggered}")
+        return measure(f"--export={export}", *places, "--target=1")["defenses"]["refine"]
+
+    assert measured("known", "known")["counts"]["asr"][1] == 2
+    for data, triggered, kind, message in (
+        ("known", "unknown", DataError, "--triggered has the class 4, and the classifier knows 4"),
+        ("unknown", "known", DataError, "--data has the class 4, and the classifier knows 4"),
+        ("known", "named", SettingError, "folder of --triggered = 'd': allowed: a class's number, as no names are"),
+    ):
+        with pytest.raises(kind, match=message):
+            measured(data, triggered)
 
 
 def test_what_cannot_be_is_refused_in_a_sentence(done, folder, tmp_path):

@@ -70,12 +70,43 @@ def test_preprocessing_that_can_be_guessed_is_and_the_record_says_so(tmp_path, f
     of_data_set = read(file, dataset(sha256=None), **OPEN)
     assert of_data_set.classifier.mean == (0.1,) * 3
     assert of_data_set.preprocessing_from["mean"] == "assumed: named's"
+    assert of_data_set.remarks[0] == "victim.mean is not known, and named's is assumed: (0.1, 0.1, 0.1)"
+    assert read(file).remarks == ()
     safetensors.numpy.save_file(state_dict("imagenet_resnet18"), tmp_path / "torchvision.safetensors")
     imported = read(tmp_path / "torchvision.safetensors", name="imagenet_resnet18", **OPEN)
     assert imported.classifier.mean == (0.485, 0.456, 0.406)
     assert imported.classifier.std == (0.229, 0.224, 0.225)
     assert imported.preprocessing_from["std"] == "assumed: torchvision's"
     assert (imported.classifier.channels, imported.preprocessing_from["channels"]) == ("RGB", "assumed")
+    assert [remark.split()[0] for remark in imported.remarks] == ["victim.mean", "victim.std"]
+    # torchvision's network on a data set of another kind: its own mean, as with the other networks.
+    data = dataset(sha256=None)
+    imported = read(tmp_path / "torchvision.safetensors", data, name="imagenet_resnet18", **OPEN)
+    assert imported.classifier.mean == (0.1,) * 3
+
+
+def test_a_layer_that_normalizes_says_what_the_settings_leave_open(tmp_path):
+    layer = {"0.mean": np.float32([0.485, 0.456, 0.406]), "0.std": np.float32([0.229, 0.224, 0.225])}
+    whole = layer | {f"1.{key}": value for key, value in state_dict().items()}
+    safetensors.numpy.save_file(whole, tmp_path / "whole.safetensors")
+    imported = read(tmp_path / "whole.safetensors", dataset(sha256=None), **OPEN)
+    assert imported.classifier.mean == (0.485, 0.456, 0.406)
+    assert imported.preprocessing_from["std"] == "the file"
+    assert read(tmp_path / "whole.safetensors", mean=layer["0.mean"], std=layer["0.std"]).remarks == imported.remarks
+    told = read(tmp_path / "whole.safetensors").remarks
+    assert "victim.mean is (0.4, 0.5, 0.6) by the settings, and (0.485, 0.456, 0.406) by the file" in told
+
+
+def test_one_of_two_networks_is_chosen(tmp_path):
+    both = {f"{who}.{key}": value for who in ("student", "teacher") for key, value in state_dict().items()}
+    safetensors.numpy.save_file(both, tmp_path / "both.safetensors")
+    with pytest.raises(SettingError, match=r"victim.entry = None: allowed: one of student, teacher"):
+        read(tmp_path / "both.safetensors")
+    assert "left out" not in " ".join(read(tmp_path / "both.safetensors", entry="teacher").remarks)
+    with pytest.raises(SettingError, match=r"victim.entry = 'x': allowed: of this file one of student, teacher"):
+        read(tmp_path / "both.safetensors", entry="x")
+    with pytest.raises(SettingError, match=r"victim.entry = 'x': allowed: nothing with a run's victim"):
+        read(tmp_path, entry="x")
 
 
 def test_another_networks_weights_are_named(file, tmp_path):
@@ -165,13 +196,15 @@ def test_impossible_preprocessing_is_refused(file):
         ({"best_acc1": 140.0}, None),
         ({}, None),
         ({"acc": "x"}, None),
+        ({"model_name": "resnet18", "num_classes": 5, "acc": 0.5}, 0.5),  # and no BackdoorBench
     ],
 )
 def test_an_accuracy_beside_the_weights_is_what_the_file_claims(saved, accuracy, tmp_path):
     torch = pytest.importorskip("torch")
     weights = {key: torch.from_numpy(value) for key, value in state_dict().items()}
-    torch.save({"net": {f"module.{key}": value for key, value in weights.items()}, **saved}, tmp_path / "a.pth")
+    torch.save({"model": {f"module.{key}": value for key, value in weights.items()}, **saved}, tmp_path / "a.pth")
     imported = read(tmp_path / "a.pth")
+    assert imported.format == "state dict"
     assert imported.accuracy == (accuracy and pytest.approx(accuracy))
     assert imported.classifier.num_classes == 5
 
@@ -188,10 +221,12 @@ def test_a_whole_pickled_module_is_refused_with_what_to_do(tmp_path):
         read(tmp_path / "module.pth")
 
 
-def write_backdoorbench(folder, *, targets=(0,), path="./record/old/bd_test_dataset", pictures=True):
+def write_backdoorbench(
+    folder, *, targets=(0,), path="./record/old/bd_test_dataset", pictures=True, network="imagenet_resnet18"
+):
     """attack_result.pt as BackdoorBench saves it, with pictures of 12 test images, 4 of each class but the target."""
     torch = pytest.importorskip("torch")
-    weights = {key: torch.from_numpy(value) for key, value in state_dict("imagenet_resnet18").items()}
+    weights = {key: torch.from_numpy(value) for key, value in state_dict(network).items()}
     entries = {}
     for number in range(12):
         label = 1 + number % 4
@@ -228,13 +263,14 @@ def test_of_backdoorbench_network_preprocessing_accuracy_and_triggered_images_ar
     np.testing.assert_array_equal(shown.labels, 1 + numbers % 4)
 
 
-def test_an_imported_network_answers_as_it_does_in_pytorch(tmp_path):
+@pytest.mark.parametrize(("name", "written"), [("imagenet_resnet18", 18), ("imagenet_resnet34", 34)])
+def test_an_imported_network_answers_as_it_does_in_pytorch(tmp_path, name, written):
     from tests import torch_resnets
 
-    network = torch_resnets.TorchvisionResNet18(width=4, num_classes=5)
-    weights = {key: torch_resnets.torch.from_numpy(value) for key, value in state_dict("imagenet_resnet18").items()}
+    network = getattr(torch_resnets, f"TorchvisionResNet{written}")(width=4, num_classes=5)
+    weights = {key: torch_resnets.torch.from_numpy(value) for key, value in state_dict(name).items()}
     network.load_state_dict(weights)
-    imported = read(write_backdoorbench(tmp_path), name="imagenet_resnet18", **OPEN)
+    imported = read(write_backdoorbench(tmp_path, network=name), name=name, **OPEN)
     images = triggered.beside_checkpoint(imported.triggered, dataset()).images
     with torch_resnets.torch.no_grad():
         expected = network.eval()(torch_resnets.tensors(images, (0.0,) * 3, (1.0,) * 3)).numpy()
@@ -294,10 +330,12 @@ def configured(**changed):
 
 def test_an_imported_victim_has_no_settings_of_a_training():
     resolved = settings.complete(configured(victim__checkpoint="a.pth", attack__name="none"))
-    assert set(resolved["victim"]) == {"name", "workdir", "checkpoint", "mean", "std", "channels", "input_size"}
+    assert set(resolved["victim"]) == {"name", "workdir", "checkpoint", *OPEN}
+    chosen = settings.complete(configured(victim__checkpoint="a.pth", victim__entry="ema", attack__name="none"))
+    assert chosen["victim"] == {**resolved["victim"], "entry": "ema"}
     assert set(resolved["attack"]) == {"name", "target", "rate", "triggered_root"}
     trained = settings.complete(configured())
-    assert not {"checkpoint", "mean", "std", "channels", "input_size"} & {*trained["victim"]}
+    assert not {"checkpoint", *OPEN} & {*trained["victim"]}
     assert "triggered_root" not in trained["attack"]
 
 
@@ -305,6 +343,7 @@ def test_an_imported_victim_has_no_settings_of_a_training():
     ("changed", "message"),
     [
         ({"attack__name": "none"}, r"attack.name = 'none': allowed: badnets"),
+        ({"victim__entry": "net"}, r"victim.entry = 'net': allowed: nothing without victim.checkpoint"),
         ({"victim__mean": (0, 0, 0)}, r"victim.mean = .*: allowed: nothing without victim.checkpoint"),
         ({"attack__triggered_root": "x"}, r"attack.triggered_root = 'x': allowed: nothing without victim.checkpoint"),
         ({"victim__checkpoint": "a", "victim__workdir": "b"}, r"victim.workdir = 'b': allowed: nothing with"),

@@ -255,6 +255,28 @@ def test_images_of_a_folder_are_known_by_what_they_are_and_what_was_left_out_is_
         pipeline.run(config(), str(tmp_path), ["victim"])
 
 
+def test_figures_of_earlier_test_pictures_are_not_taken_for_those_of_the_folder_as_it_is(tiny, tmp_path, monkeypatch):
+    made = config(defense__names=("bit_depth",))
+    made.defense.bit_depth.sweep = ()
+    borrowing = config(defense__names=("bit_depth",), victim__workdir=str(tmp_path / "victim"))
+    borrowing.defense.bit_depth.sweep = ()
+
+    def measure(count, sha256):
+        """With the first test images alone; neither victim nor defense is another for that."""
+        test = Split(tiny.test.images[:count], tiny.test.labels[:count])
+        monkeypatch.setitem(datasets.DATASETS, "made", lambda **_: dataclasses.replace(tiny, test=test, sha256=sha256))
+        pipeline.run(made, str(tmp_path / "victim"), ["victim"], overwrite=True)
+        return pipeline.run(borrowing, str(tmp_path / "borrowing"), overwrite=True)
+
+    found = {count: measure(count, sha256) for count, sha256 in ((50, "a" * 64), (40, "b" * 64))}
+    hashes = [results["hashes"] for results in found.values()]
+    assert [of["dataset"] for of in hashes] == ["a" * 64, "b" * 64]
+    assert {**hashes[0], "dataset": ""} == {**hashes[1], "dataset": ""}
+    for count, results in found.items():
+        for figures_of in (results["no_defense"], results["defenses"]["bit_depth"]):
+            assert figures_of["counts"]["ba"][1] == count
+
+
 @pytest.mark.parametrize("unlabeled", ["train", "test"])
 def test_a_victim_is_not_trained_without_labels(tiny, tmp_path, monkeypatch, unlabeled):
     there = getattr(tiny, unlabeled)

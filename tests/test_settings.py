@@ -1,12 +1,14 @@
 import json
 import math
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
 
 from refine_jax import attacks, datasets, fields, networks, settings
 from refine_jax.datasets.images import Dataset, Split
+from refine_jax.defenses import registry
 from refine_jax.errors import RefineError, SettingError
 
 
@@ -145,6 +147,34 @@ def test_a_network_that_cannot_rematerialize_is_not_asked_to():
     with pytest.raises(SettingError, match=r"run\.remat = True: allowed: with resnet18, .*; .* 'vgg16'"):
         settings.complete(configured(run__remat=True, victim__name="vgg16"))
     settings.complete(configured(run__remat=True))
+
+
+def test_a_network_of_one_width_is_not_asked_for_another():
+    message = r"victim\.width = 16: allowed: 64, as by itself, with vgg16, which has no other; any with resnet18, "
+    with pytest.raises(SettingError, match=message):
+        settings.complete(configured(victim__width=16, victim__name="vgg16"))
+    settings.complete(configured(victim__width=16))
+
+
+def test_several_devices_share_the_batches_that_are_trained_with_and_no_others(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: ["device"] * 3)
+
+    def check(*names, copy=126, victim=126, **changed):
+        config = configured(run__devices=3, victim__batch_size=victim, defense__names=names, **changed)
+        config.defense.batch_size = config.defense.refine_substitute.batch_size = 126
+        config.defense.refine_substitute.copy.batch_size = copy
+        settings.check(settings.complete(config), made())
+
+    check("refine", "refine_substitute")
+    with pytest.raises(SettingError, match=r"^victim\.batch_size = 128: allowed: a multiple of 3"):
+        check("refine", victim=128)
+    check("refine", victim=128, victim__workdir="another")
+    with pytest.raises(SettingError, match=r"^defense\.refine_substitute\.copy\.batch_size = 128: allowed: a mul"):
+        check("refine_substitute", copy=128)
+    check("refine_zeroth_order")  # of 256, on one device
+    bdmae = settings.default().defense.to_dict()["bdmae"]
+    assert registry.shared_batches("bdmae", {"bdmae": bdmae}) == {"defense.bdmae.batch_size": 128}
+    assert registry.shared_batches("bdmae", {"bdmae": {**bdmae, "mae_checkpoint": "mae.pth"}}) == {}
 
 
 @pytest.mark.parametrize(("changed", "message"), IMPOSSIBLE, ids=lambda value: value if isinstance(value, str) else "")

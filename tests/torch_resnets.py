@@ -29,7 +29,7 @@ class Block(nn.Module):
 class ResNet18(nn.Module):
     """The usual ResNet-18 of CIFAR programs: 3 x 3 stem, entries called shortcut and linear."""
 
-    shortcut, head = "shortcut", "linear"
+    shortcut, head, blocks = "shortcut", "linear", (2, 2, 2, 2)
 
     def __init__(self, width=64, num_classes=10):
         super().__init__()
@@ -37,7 +37,8 @@ class ResNet18(nn.Module):
         channels = width
         for stage in range(4):
             features, blocks = width * 2**stage, []
-            for stride in (1 if stage == 0 else 2, 1):
+            for number in range(self.blocks[stage]):
+                stride = 2 if stage > 0 and number == 0 else 1
                 blocks.append(Block(channels, features, stride, self.shortcut))
                 channels = features
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
@@ -66,6 +67,12 @@ class TorchvisionResNet18(ResNet18):
 
     def pool(self, x):
         return nn.functional.max_pool2d(x, 3, 2, 1)
+
+
+class TorchvisionResNet34(TorchvisionResNet18):
+    """The same with more blocks."""
+
+    blocks = (3, 4, 6, 3)
 
 
 def tensors(images, mean, std):

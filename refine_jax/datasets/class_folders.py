@@ -10,6 +10,8 @@ from refine_jax.datasets import folder_files, folder_pictures
 from refine_jax.datasets.folder_files import Changes, shown
 from refine_jax.errors import DataError, SettingError, did_you_mean
 
+_MOST_CLASSES = 1_000_000  # where nobody says how many there are: a larger number is a date or the like
+
 
 def read(
     field: str, root: str | os.PathLike, class_names: Sequence[str], image_size: tuple[int, int], what: str
@@ -84,11 +86,13 @@ def _number(field: str, name: str, class_names: Sequence[str]) -> int:
         return class_names.index(name)
     # Where classes are called by numbers themselves, another number is none of them.
     takes_numbers = not any(known.isdecimal() for known in class_names)
-    if takes_numbers and name.isdecimal() and (not class_names or int(name) < len(class_names)):
+    most = len(class_names) or _MOST_CLASSES
+    # By its length first: Python refuses to read a number of thousands of digits.
+    if takes_numbers and name.isdecimal() and len(name.lstrip("0")) <= len(str(most)) and int(name) < most:
         return int(name)
     if class_names:
         numbers = f", or a number, 0 to {len(class_names) - 1}" if takes_numbers else ""
         allowed = f"{', '.join(class_names)}{numbers}{did_you_mean(name, class_names)}"
     else:
-        allowed = "a class's number, as no names are known"
+        allowed = f"a class's number, 0 to {most - 1}, as no names are known"
     raise SettingError(f"a class folder of {field}", name, allowed)

@@ -29,7 +29,7 @@ def place(stage: str, images: Any, wanted: str | None, device: jax.Device) -> tu
         stage: Of the training, for the log.
         images: uint8, with `nbytes`. [N, H, W, 3]
         wanted: One of `PLACES`; None: by size, the device's where they fit.
-        device: On which they would lie whole.
+        device: On which they would lie whole; one of this process's.
 
     Returns:
         ({'images': on the device}, None), or ({}, `images`): what goes to the data of a training, and to its feed.

@@ -34,6 +34,7 @@ class Fitted:
         parameters: How many numbers were trained.
         steps: Steps of the one training that left its checkpoints in the journal's folder; None: it is of another
             kind.
+        parts: Where there are several trainings, the steps of each by the folder of its checkpoints in the journal's.
         findings: JSON values that it has found out about the classifier, such as the target class.
     """
 
@@ -42,6 +43,7 @@ class Fitted:
     train_images_per_second: float | None = None
     parameters: int = 0
     steps: int | None = None
+    parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     findings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod

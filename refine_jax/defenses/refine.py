@@ -198,7 +198,7 @@ def fit(
         how = (settings["clean_corruption"], settings["clean_severity"])
         images = corruptions.Corrupted(images, *how, named_key(seed, "refine/corruption"))
     findings = training.findings(images, seed)
-    on_device, streamed = stream.place(stage, images, execution.feed, execution.chosen()[0])
+    on_device, streamed = stream.place(stage, images, execution.feed, execution.own())
     feed = training.feed(len(images), seed, streamed)
     schedule, tx = training.descent(feed.steps_per_epoch)
     image_size = images.shape[1:3]

@@ -23,6 +23,7 @@ from refine_jax.datasets.images import Split
 from refine_jax.defenses import refine
 from refine_jax.defenses.contract import Fitted
 from refine_jax.errors import SettingError
+from refine_jax.files import hash_json
 from refine_jax.keys import named_key
 from refine_jax.training import loop
 from refine_jax.training.checkpoints import Checkpoints
@@ -70,6 +71,7 @@ def fit_seeds(
     Raises:
         SettingError: A seed is there twice, or none is; or images are corrupted, which each seed does in its own way;
             or as of `refine.fit`.
+        WorkdirError: The folder is of other seeds, settings or precision, or of another classifier.
     """
     seeds = tuple(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
@@ -83,7 +85,7 @@ def fit_seeds(
     fraction, keys = settings["data_fraction"], [named_key(seed, "refine/data") for seed in seeds]
     taken = [refine.take_fraction(clean.images, fraction, key) for key in keys]
     findings = [training.findings(images, seed) for images, seed in zip(taken, seeds, strict=True)]
-    on_device, streamed = stream.place(stage, clean.images, execution.feed, execution.chosen()[0])
+    on_device, streamed = stream.place(stage, clean.images, execution.feed, execution.own())
     rows = [refine.fraction_rows(len(clean.images), fraction, key) for key in keys]
     feeds: Any = _Feeds(training, seeds, rows, None if streamed is None else taken)
     schedule, tx = training.descent(feeds.steps_per_epoch)
@@ -92,7 +94,8 @@ def fit_seeds(
     step = Step(lambda axis_name: step_of_seeds(training.step(tx, axis_name), seeds, drawn), execution)
     together = None
     if folder is not None:
-        identity = {**journals[0].identity, "seeds": list(seeds)}
+        trained = {"settings_sha256": hash_json(settings), "precision": execution.precision}
+        identity = {**journals[0].identity, "seeds": list(seeds), **trained}
         places: dict[str, Any] = {"checkpoints": folder / "checkpoints", "metrics": folder / "metrics.jsonl"}
         together = dataclasses.replace(journals[0], **places, identity=identity, tensorboard=False)
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,10 @@ A defense is a module with
     load(checkpoints, classifier, settings, image_size) -> defended
                     of a fit that came to its end
 
+where devices share other batches than those of its setting batch_size, if it has got one,
+
+    shared_batches(settings) -> field to size, of those
+
 where some of its settings choose among the clean images by their labels, though it does not need them,
 
     clean_rows(prefix, settings, labels, num_classes) -> numbers of the images it is given, or None for all
@@ -126,6 +130,21 @@ def clean_images(name: str, settings: Mapping[str, Any], train: Split, num_class
     if rows is not None:
         train = Split(train.images.take(rows, axis=0), train.labels[rows])
     return train if DEFENSES[name].NEEDS.labels else Split.unlabeled(train.images)
+
+
+def shared_batches(name: str, settings: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the batches of a defense's trainings of which each device takes its part, by the fields that say them.
+
+    Args:
+        name: Of the defense.
+        settings: The section 'defense' of a configuration.
+    """
+    module, own = DEFENSES[name], settings_of(name, settings)
+    if hasattr(module, "shared_batches"):
+        sizes = module.shared_batches(own)
+    else:
+        sizes = {field: own[field] for field in ("batch_size",) if field in own}
+    return {f"{section(name)}.{field}": size for field, size in sizes.items()}
 
 
 def identifying(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Checkpoint:
 
     Attributes:
         format: 'BackdoorBench' or 'state dict'.
-        weights: For `torch_weights.convert`.
+        weights: For `torch_weights.read`.
         preprocessing: 'mean', 'std', 'channels', 'input_size' (H, W): those that are known.
         accuracy: On clean test images, as its maker measured it; None where nothing is said.
         triggered: None where there are none, or they have no one target.
@@ -83,7 +83,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
     tree = torch_file.load(path)
     if not isinstance(tree, Mapping):
         raise DataError(f"{os.fspath(path)} holds a {type(tree).__name__}, and no mapping of names to arrays")
-    if {"model", "model_name", "num_classes"} <= {*tree}:
+    if {"model", "model_name", "num_classes"} <= {*tree} and {"clean_data", "data_path", "bd_test"} & {*tree}:
         return _backdoorbench(pathlib.Path(path), tree)
     found = (_fraction(tree[key]) for key in _ACCURACIES if key in tree)
     return Checkpoint("state dict", tree, {}, next((value for value in found if value is not None), None))

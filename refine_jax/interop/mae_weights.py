@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refine_jax.interop import torch_file, torch_weights
-from refine_jax.interop.torch_weights import WeightsError
+from refine_jax.interop import state_dicts, torch_file, torch_weights
+from refine_jax.interop.state_dicts import WeightsError
 from refine_jax.networks.mae import MaskedAutoencoder, positions
 
 logger = logging.getLogger(__name__)
@@ -73,12 +73,12 @@ def convert(state_dict: Mapping[str, Any]) -> Autoencoder:
     decoder.
 
     Args:
-        state_dict: As `torch_weights.convert` takes it.
+        state_dict: As `torch_weights.read` takes it.
 
     Raises:
         WeightsError: Entries are missing or of another shape, or positions were learned.
     """
-    entries = torch_weights.unwrapped("mae", state_dict)
+    entries = state_dicts.whole("mae", state_dict)
     if any(name.startswith("vit.") for name in entries):
         entries = _published(entries)
     if left_out := [name for name in entries if not _OWN.match(name)]:

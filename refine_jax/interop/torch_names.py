@@ -6,7 +6,7 @@ table for the last part.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -150,6 +150,7 @@ FAMILIES: dict[str, Family] = {
     "resnet34": _RESNET,
     "resnet50": _RESNET,
     "imagenet_resnet18": _TORCHVISION_RESNET,
+    "imagenet_resnet34": _TORCHVISION_RESNET,
     "imagenet_resnet50": _TORCHVISION_RESNET,
     "preact_resnet18": _RESNET,
     "vgg16": _VGG,
@@ -176,7 +177,15 @@ def with_own_names(name: str, entries: Mapping[str, np.ndarray]) -> dict[str, np
     return own if len(own) == len(entries) else dict(entries)  # some have both names
 
 
-def shows(name: str, entries: Mapping[str, np.ndarray]) -> bool:
+def heads(name: str) -> tuple[str, ...]:
+    """Returns the entries by which a network is found among others: those of the last layer of a classifier."""
+    sizes = FAMILIES[name].sizes
+    places = sizes.get("num_classes") or tuple(place for places in sizes.values() for place in places)
+    theirs = ("fc.weight", "fc.bias") if name in _SMALL else ()
+    return (*(key for key, _ in places), *theirs)
+
+
+def shows(name: str, entries: Collection[str]) -> bool:
     """Returns whether there is an entry that shows a size of the network."""
     return any(key in entries for places in FAMILIES[name].sizes.values() for key, _ in places)
 

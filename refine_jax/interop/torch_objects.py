@@ -77,7 +77,7 @@ def find(module: str, name: str, following: Callable[[], bytes]) -> Any:
 
 
 def set_state(value: Any, state: Any, budget: Budget) -> None:
-    """Gives a NumPy array its content; what an OrderedDict and a dtype carry besides is left out.
+    """Gives a NumPy array its content; what an OrderedDict, a Namespace and a dtype carry is left out.
 
     Raises:
         TorchFileError: The value takes no state, or not this one.
@@ -157,6 +157,11 @@ def _counter(budget: Budget, counts: Any = None) -> dict[Any, Any]:
     if counts is not None and type(counts) is not dict:
         raise TorchFileError(f"fills a Counter with {shown(counts)}")
     return {key(name, budget): value for name, value in (counts or {}).items()}
+
+
+def _namespace() -> dict[Any, Any]:
+    """Returns nothing of an argparse.Namespace: the options of a training, beside its weights."""
+    return {}
 
 
 def _set(budget: Budget, items: Any = ()) -> set[Any]:
@@ -242,6 +247,7 @@ _NAMES: dict[str, Any] = {
             "torch.nn.parameter.Parameter": _rebuild_parameter,
             "torch.Size": _size,
             "torch.device": _device,
+            "argparse.Namespace": _namespace,
             "_codecs.encode": _encode,
             "numpy.dtype": _numpy_dtype,
         }

@@ -3,8 +3,8 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,72 +13,94 @@ from flax import linen as nn
 from flax import traverse_util
 
 from refine_jax import networks
-from refine_jax.errors import DataError, SettingError, choose
-from refine_jax.interop.torch_names import FAMILIES, shows, torch_name, with_own_names
+from refine_jax.errors import SettingError, choose
+from refine_jax.interop.state_dicts import Entries, WeightsError, candidates, shared_prefix
+from refine_jax.interop.torch_names import FAMILIES, torch_name
 
 logger = logging.getLogger(__name__)
 
 # Axes of a Flax kernel in PyTorch's order: HWIO to OIHW, [in, out] to [out, in].
 _KERNEL_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
-# Keys under which programs keep a state dict, next to other things or inside one another.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "netC", "network", "unet", "weights")
-_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
-# Names of DenseNet's files made before PyTorch 0.4, when a dot stood before the number of a layer.
-_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 _OTHERS = "no floating-point numbers"
 # Layers of a network at most: a file may name any number, and making a network takes as long as it has layers.
 _MAX_DEPTH = {"unet": 10}
 _MAX_LAYERS = 64
+# That are held against the network, each in about a second.
+_MOST_CANDIDATES = 8
 
 
-class WeightsError(DataError, ValueError):
-    """Entries that are not those of the network: missing, left over or of another shape."""
+class Weights(NamedTuple):
+    """A network's weights, as they were found in a file.
+
+    Attributes:
+        variables: {'params': ..., 'batch_stats': ...} of JAX arrays, in float32 or wider.
+        options: Of `networks.build(name, **options)`, `UNet` or `MaskedAutoencoder`.
+        preprocessing: 'mean' and 'std', in units of [0, 1], where a layer of the file normalizes images.
+        remarks: What was left out or is assumed, as sentences.
+    """
+
+    variables: dict[str, Any]
+    options: dict[str, int]
+    preprocessing: dict[str, tuple[float, ...]]
+    remarks: tuple[str, ...]
 
 
 def convert(name: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the Flax variables of a PyTorch state dict.
-
-    Width, depth, number of classes and the like are taken from the shapes, as `infer_options` does.
-    `num_batches_tracked` may be there or not and is left out: batch normalization with a fixed momentum does
-    not use it.
-
-    Torchvision's ResNets with a first convolution of 3 x 3 are read as 'resnet18', 'resnet34' and 'resnet50'. That
-    they have a stride of 1 there and no max-pooling, as these, no weight shows: the log says that it is assumed.
+    """Returns the Flax variables of a PyTorch state dict, as `read` finds them; its remarks are logged.
 
     Args:
         name: One of `networks.names()`, 'unet' or 'mae'.
-        state_dict: PyTorch's names to arrays, NumPy's or PyTorch's; it may be wrapped, as {'model': state_dict},
-            its names may start with 'module.', and all of them with others, such as 'net.' or 'backbone.'.
+        state_dict: As `read` takes it.
 
     Returns:
         {'params': ..., 'batch_stats': ...} of JAX arrays, in float32 or wider.
 
     Raises:
+        WeightsError, SettingError: As in `read`.
+    """
+    weights = read(name, state_dict)
+    for remark in weights.remarks:
+        logger.warning("%s: %s", name, remark)
+    return weights.variables
+
+
+def read(name: str, state_dict: Mapping[str, Any], entry: str | None = None) -> Weights:
+    """Returns what a PyTorch state dict says of a network.
+
+    Width, depth, number of classes and the like are taken from the shapes. `num_batches_tracked` may be there or not
+    and is left out: batch normalization with a fixed momentum does not use it.
+
+    What no weight shows is assumed, and among the remarks: of torchvision's ResNets with a first convolution of 3 x 3,
+    read as 'resnet18', 'resnet34' and 'resnet50', that they have a stride of 1 there and no max-pooling, as these; of
+    a 'vit', that its heads have 64 channels each.
+
+    Args:
+        name: One of `networks.names()`, 'unet' or 'mae'.
+        state_dict: PyTorch's names to arrays, NumPy's or PyTorch's. It may be wrapped, as {'model': state_dict}; its
+            names may start with 'module.', and all of them or only the network's with others, such as 'net.' or
+            'backbone.'. What stands under other names is left out then.
+        entry: Which state dict to take where there are several: the key of one, or what its names begin with.
+
+    Raises:
         WeightsError: Entries are missing, left over, of another shape, no floating-point numbers or not finite; all of
             them are named.
-        SettingError: There is no network of this name.
+        SettingError: There is no network of this name; no such entry; or several networks, and no entry says which.
     """
     choose("network", name, FAMILIES)
-    stripped = _stripped(name, state_dict)
-    state_dict = with_own_names(name, stripped)
+    entries = _found(name, state_dict, entry)
     flat, infinite = {}, []
-    for key, (path, shape) in _checked(name, state_dict).items():
-        value = state_dict[key]
-        if not np.isfinite(value.astype(np.float64)).all():
-            infinite.append(key)
+    for key, (path, shape) in _checked(name, entries.values).items():
+        value = entries.values[key]
         if path[-1] == "kernel":
             value = value.transpose(np.argsort(_KERNEL_AXES[len(shape)]))
         # A copy, since PyTorch updates its tensors in place.
         flat[path] = jnp.array(value, jnp.promote_types(value.dtype, jnp.float32))
+        if not np.isfinite(np.asarray(flat[path])).all():
+            infinite.append(key)
     if infinite:
         raise WeightsError(f"weights of {name} that are not finite numbers: {', '.join(infinite)}")
-    if state_dict.keys() != stripped.keys():
-        logger.warning(
-            "%s: torchvision's names and a first convolution of 3 x 3: taken to have a stride of 1 there and no "
-            "max-pooling, which weights do not show",
-            name,
-        )
-    return traverse_util.unflatten_dict(flat)
+    variables, options = traverse_util.unflatten_dict(flat), _infer(name, entries.values)[0]
+    return Weights(variables, options, entries.preprocessing, entries.remarks)
 
 
 def to_torch(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -112,86 +134,49 @@ def infer_options(name: str, state_dict: Mapping[str, Any]) -> dict[str, int]:
 
     Args:
         name: One of `networks.names()`, 'unet' or 'mae'.
-        state_dict: As `convert` takes it.
+        state_dict: As `read` takes it.
 
     Raises:
         SettingError: There is no network of this name.
     """
     choose("network", name, FAMILIES)
-    return _infer(name, unwrapped(name, state_dict))[0]
+    return _infer(name, _found(name, state_dict).values)[0]
 
 
-def fitting(state_dict: Mapping[str, Any]) -> tuple[str, ...]:
+def fitting(state_dict: Mapping[str, Any], entry: str | None = None) -> tuple[str, ...]:
     """Returns the names of the networks, of `networks.names()`, whose weights a state dict has.
 
     Args:
-        state_dict: As `convert` takes it.
+        state_dict: As `read` takes it.
+        entry: Likewise.
     """
 
     def fits(name: str) -> bool:
         try:
-            plain = unwrapped(name, state_dict)
+            values = _found(name, state_dict, entry).values
             # Without the entries of its head it is another network's; to see all of them takes seconds.
-            return "num_classes" in _infer(name, plain)[0] and bool(_checked(name, plain))
+            return "num_classes" in _infer(name, values)[0] and bool(_checked(name, values))
         except (WeightsError, SettingError):
             return False
 
     return tuple(name for name in networks.names() if name in FAMILIES and fits(name))
 
 
-def unwrapped(name: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the state dict without wrappers and prefixes, by the network's names, its values as NumPy arrays.
-
-    Args:
-        name: Of the network, for its names and for errors.
-        state_dict: As `convert` takes it.
-
-    Raises:
-        WeightsError: It is none, or two of its entries have one name.
-    """
-    return with_own_names(name, _stripped(name, state_dict))
+def _found(name: str, state_dict: Any, entry: str | None = None) -> Entries:
+    """Returns the entries of the network; of several that may be, those that are."""
+    several = candidates(name, state_dict, entry)
+    fits = [entries for entries in several[:_MOST_CANDIDATES] if len(several) > 1 and _fits(name, entries.values)]
+    if len(fits) > 1:
+        prefixes = ", ".join(entries.prefix.rstrip(".") for entries in fits)
+        raise SettingError("entry", entry, f"one of {prefixes}: each is a {name}, and one is taken")
+    return (fits or several)[0]
 
 
-def _stripped(name: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the state dict without wrappers and prefixes, its values as NumPy arrays."""
-    while isinstance(state_dict, Mapping):
-        inner = [state_dict[key] for key in _WRAPPERS if isinstance(state_dict.get(key), Mapping)]
-        if not inner:
-            break
-        state_dict = inner[0]
-    if not isinstance(state_dict, Mapping):
-        raise WeightsError(f"a state dict of {name} maps names to arrays; this is a {type(state_dict).__name__}")
-    plain: dict[str, np.ndarray] = {}
-    for key, value in state_dict.items():
-        key = _PREFIXES.sub("", str(key))
-        if name == "densenet121":
-            key = _OLD_DENSENET.sub(r"\1\2", key)
-        if key in plain:
-            raise WeightsError(f"two entries of the state dict are called {key!r} once prefixes are left out")
-        plain[key] = _array(key, value)
-    rest, prefix = plain, _shared_prefix(plain)
-    while prefix and not shows(name, rest):
-        rest = {key.removeprefix(prefix): value for key, value in rest.items()}
-        prefix = _shared_prefix(rest)
-    return rest if shows(name, rest) else plain
-
-
-def _shared_prefix(names: Collection[str]) -> str:
-    """The first part of all names, as 'net.', of a module around the network; "" where they have none."""
-    first = {name.partition(".")[0] for name in names if "." in name}
-    return f"{first.pop()}." if len(first) == 1 and all("." in name for name in names) else ""
-
-
-def _array(name: str, value: Any) -> np.ndarray:
-    """Returns an array or a PyTorch tensor, whatever its device, gradient and type, as a NumPy array."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":  # NumPy has no such type of its own.
-            value = value.float()
+def _fits(name: str, values: Mapping[str, np.ndarray]) -> bool:
     try:
-        return np.asarray(value)
-    except ValueError as error:  # rows of several lengths
-        raise WeightsError(f"the entry {name!r} of the state dict is a {type(value).__name__}, no array") from error
+        return bool(_checked(name, values))
+    except WeightsError:
+        return False
 
 
 def _infer(name: str, state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, int], list[str]]:
@@ -202,7 +187,7 @@ def _infer(name: str, state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, i
         votes = {
             key: state_dict[key].shape[axis]
             for key, axis in entries
-            if key in state_dict and state_dict[key].ndim > axis
+            if key in state_dict and state_dict[key].ndim > axis and state_dict[key].size
         }
         if votes:
             sizes[option] = Counter(votes.values()).most_common(1)[0][0]
@@ -238,7 +223,7 @@ def _checked(name: str, state_dict: Mapping[str, np.ndarray]) -> dict[str, tuple
         for what, keys in (("missing", missing), ("left over", extra), ("misshapen", misshapen), (_OTHERS, others)):
             if keys:
                 parts.append(f"{what}: {', '.join(keys)}")
-        if prefix := _shared_prefix(state_dict):
+        if prefix := shared_prefix(state_dict):
             parts.append(f"all names begin with {prefix!r}")
         raise WeightsError("; ".join(parts))
     return expected

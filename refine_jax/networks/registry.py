@@ -19,6 +19,7 @@ NETWORKS: dict[str, partial] = {
     "resnet34": partial(ResNet, stages=(3, 4, 6, 3), block=BasicBlock, imagenet_stem=False),
     "resnet50": partial(ResNet, stages=(3, 4, 6, 3), block=Bottleneck, imagenet_stem=False),
     "imagenet_resnet18": partial(ResNet, stages=(2, 2, 2, 2), block=BasicBlock, imagenet_stem=True),
+    "imagenet_resnet34": partial(ResNet, stages=(3, 4, 6, 3), block=BasicBlock, imagenet_stem=True),
     "imagenet_resnet50": partial(ResNet, stages=(3, 4, 6, 3), block=Bottleneck, imagenet_stem=True),
     "preact_resnet18": partial(PreActResNet, stages=(2, 2, 2, 2)),
     "vgg16": partial(VGG, stages=((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)),
@@ -41,6 +42,23 @@ def options(name: str) -> tuple[str, ...]:
     network = NETWORKS[choose("network", name, NETWORKS)]
     fixed = {*network.keywords, "num_classes", "parent", "name"}
     return tuple(field.name for field in _fields(name) if field.name not in fixed)
+
+
+def check_width(field: str, value: int, usual: int, name: str) -> None:
+    """Refuses a width for a network that has none to be set, which would be trained as if it had been left alone.
+
+    Args:
+        field: Of the configuration.
+        value: That it has.
+        usual: That it has by itself.
+        name: Of the network.
+
+    Raises:
+        SettingError: It is another than the usual one, and the network does not take it.
+    """
+    if value != usual and "width" not in options(name):
+        able = ", ".join(other for other in NETWORKS if "width" in options(other))
+        raise SettingError(field, value, f"{usual}, as by itself, with {name}, which has no other; any with {able}")
 
 
 def build(name: str, num_classes: int, **settings: Any) -> nn.Module:

@@ -53,6 +53,19 @@ def largest_confusions(confused: np.ndarray, most: int = 5) -> list[tuple[int, i
     return [(true, answer, int(errors[true, answer])) for true, answer in pairs if errors[true, answer]]
 
 
+def mapped_target(permutation: Any, target: int | None) -> int | None:
+    """Returns pi(target); None without an output mapping, or where the target stays what it is.
+
+    There is one place then where a trigger can land, and what is answered with the target is not to be counted again.
+
+    Args:
+        permutation: Output mapping. Integers [K]; None where there is none.
+        target: The attacker's class; None where no trigger is known.
+    """
+    mapped = None if permutation is None or target is None else int(np.asarray(permutation)[target])
+    return None if mapped == target else mapped
+
+
 def destinations(
     labels: np.ndarray, answers: np.ndarray, target: int, mapped_target: int | None, num_classes: int
 ) -> np.ndarray:
@@ -64,7 +77,7 @@ def destinations(
         labels: True classes. Integers [M]
         answers: Integers [M]
         target: The attacker's class.
-        mapped_target: pi(target); None without an output mapping.
+        mapped_target: From `mapped_target`.
         num_classes: K
 
     Returns:

@@ -24,6 +24,8 @@ INK = "#1b1c1e"  # lines and texts; of the page's own color there
 # Of a brightness that can be seen on white and on black.
 BLUE, ORANGE, GREEN, RED, GRAY, VIOLET = "#3f7fd1", "#c9700a", "#2f9464", "#d1495b", "#838992", "#8a63c4"
 SERIES = (GRAY, BLUE, ORANGE, GREEN, VIOLET, RED)
+# Of more classifiers than there are colors, each turn through them has its own.
+MARKERS = "os^Dv"
 # Of classes; without the gray of the triggered images' crosses.
 CLASS_COLORS = (BLUE, ORANGE, GREEN, RED, VIOLET, "#8c564b", "#d367b0", "#d9a300", "#7f9a1f", "#17a5b8")
 DESTINATION_COLORS = dict(zip(counts.DESTINATIONS, (GREEN, RED, ORANGE, GRAY), strict=True))
@@ -36,6 +38,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a class may be called $a$
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 # Names of more classes than these would lie on each other.
@@ -115,19 +118,21 @@ def draw_classes(accuracies: Mapping[str, Sequence[Any]], class_names: Sequence[
     places = np.arange(len(class_names))
     with _figure(0.9 + max(0.2, 0.11 * len(accuracies)) * len(places)) as figure:
         ax = figure.subplots()
-        for number, (name, found) in enumerate(accuracies.items()):
+        drawn: list[Any] = []
+        for number, found in enumerate(accuracies.values()):
             offset = (number - (len(accuracies) - 1) / 2) * 0.7 / len(accuracies)
             known = [i for i in range(len(places)) if found[i] is not None]
             shares = np.array([100 * found[i]["share"] for i in known])
             low, high = (np.array([100 * found[i]["ci95"][end] for i in known]) for end in (0, 1))
-            color = SERIES[number % len(SERIES)]
+            turn, place = divmod(number, len(SERIES))
+            look: dict[str, Any] = {"color": SERIES[place], "fmt": MARKERS[turn % len(MARKERS)], "ms": 3.5, "lw": 1}
             errors = np.maximum(0, [shares - low, high - shares])
-            ax.errorbar(shares, places[known] + offset, xerr=errors, fmt="o", ms=3.5, lw=1, color=color, label=name)
+            drawn.append(ax.errorbar(shares, places[known] + offset, xerr=errors, **look))
         ax.set_yticks(places, class_names if len(class_names) <= _MOST_NAMES else ["" for _ in places])
         ax.invert_yaxis()
         ax.set_xlabel("answered rightly, %")
         ax.grid(axis="x", color=GRAY, alpha=0.3, linewidth=0.5)
-        figure.legend(loc="outside upper left", ncols=3)
+        figure.legend(drawn, [*accuracies], loc="outside upper left", ncols=3)
     return figure
 
 
@@ -277,21 +282,26 @@ def draw_features(found: Projection, labels: np.ndarray | None, class_names: Seq
     """
     with _figure(3.6) as figure:
         ax = figure.subplots()
+        named: list[tuple[str, Any]] = []  # given to the legend, which by itself leaves out names that begin with _
         given: dict[str, Any] = {"s": 8, "linewidths": 0, "alpha": 0.7, "rasterized": True}
         if labels is None or len(class_names) > len(CLASS_COLORS):
-            ax.scatter(*found.benign.T, color=BLUE, label="benign", **given)
+            named.append(("benign", ax.scatter(*found.benign.T, color=BLUE, **given)))
         else:
             for label, name in enumerate(class_names):
-                ax.scatter(*found.benign[labels == label].T, color=CLASS_COLORS[label], label=name, **given)
+                dots = ax.scatter(*found.benign[labels == label].T, color=CLASS_COLORS[label], **given)
+                named.append((name, dots))
         if found.triggered is not None:
             crosses: dict[str, Any] = {"marker": "x", "s": 12, "linewidths": 0.7, "alpha": 0.8, "rasterized": True}
-            ax.scatter(*found.triggered.T, color=RED if labels is None else GRAY, label="triggered", **crosses)
+            color = RED if labels is None else GRAY
+            named.append(("triggered", ax.scatter(*found.triggered.T, color=color, **crosses)))
         first, second = 100 * found.explained
         ax.set_xlabel(f"first component, {first:.0f} % of the variance")
         ax.set_ylabel(f"second, {second:.0f} %")
         ax.set_xticks([])
         ax.set_yticks([])
-        figure.legend(loc="outside lower center", ncols=6, markerscale=1.5, columnspacing=1, handletextpad=0.1)
+        look: dict[str, Any] = {"ncols": 6, "markerscale": 1.5, "columnspacing": 1, "handletextpad": 0.1}
+        names, handles = [name for name, _ in named], [handle for _, handle in named]
+        figure.legend(handles, names, loc="outside lower center", **look)
     return figure
 
 

@@ -46,7 +46,7 @@ class Shown:
     Attributes:
         name: `NO_DEFENSE`, or that of the defense.
         figures: As in results.json.
-        mapped_target: pi(target); None without an output mapping.
+        mapped_target: From `counts.mapped_target`.
         confusion: From `counts.confusion`; None where the classes are not known.
         destinations: From `counts.destinations`; likewise.
         projection: Of the victim's features, of T(x) behind a defense; None where there are none.
@@ -108,8 +108,7 @@ def gather(
     classifiers, failed = [], {}
     for name, given in answers.items():
         behind = defended.get(name)
-        mapping = None if behind is None else behind.permutation
-        mapped = None if mapping is None or images.target is None else int(np.asarray(mapping)[images.target])
+        mapped = counts.mapped_target(None if behind is None else behind.permutation, images.target)
         figures = results["no_defense"] if name == NO_DEFENSE else results["defenses"][name]
         counted = _count(images, given, mapped)
         features = None

@@ -77,6 +77,7 @@ def render(material: Material, figures: Mapping[str, drawn.Drawn]) -> str:
         "gallery_text": _gallery_text(material),
         "flows": titles("flow"),
         "flow_table": _flow_table(material),
+        "target_stays": _target_stays(material),
         "features": titles("features"),
         "features_text": _features_text(material),
         "no_features": _NO_FEATURES,
@@ -193,6 +194,12 @@ def _flow_table(material: Material) -> tuple[list[str], list[list[str]]]:
             known[counts.DESTINATIONS.index(counts.MAPPED)] = "-"
         rows.append([each.name, *known])
     return ["", *counts.DESTINATIONS], rows
+
+
+def _target_stays(material: Material) -> str:
+    """Names the defenses behind which there is an output mapping, and none of the target."""
+    stays = [each for each in material.classifiers if each.mapped_target is None]
+    return ", ".join(each.name for each in stays if each.figures.get("mapped_asr") is not None)
 
 
 def _class_table(material: Material) -> tuple[list[str], list[list[str]]]:

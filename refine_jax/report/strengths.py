@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from refine_jax.report.table_files import cells, columns_of, percent
+from refine_jax.report.tables import varying
 
 _COSTS = ("train_seconds", "milliseconds_per_image")  # not measured at each strength
 
@@ -20,9 +21,8 @@ def varied(results: Mapping[str, Any]) -> dict[str, tuple[str, list[Mapping[str,
     found = {}
     for name, figures in results["defenses"].items():
         entries = [*figures.get("sweep", ())]
-        if len(entries) > 1:
-            first, last = (entry["settings"] for entry in (entries[0], entries[-1]))
-            found[name] = (next(field for field in first if first[field] != last[field]), entries)
+        if fields := varying(entries):
+            found[name] = (fields[0], entries)
     return found
 
 

@@ -108,7 +108,7 @@ def _value(value: Any) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.2f} %"
 
 
 def _enumerate(parts: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """The table at the end of a run: no defense beside every defense, each figure with its interval."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 FIGURES = {"ba": "BA", "asr": "ASR", "mapped_asr": "mapped ASR", "ra": "RA", "der": "DER"}
@@ -69,15 +69,26 @@ def _rows(columns: Mapping[str, Mapping[str, Any]], shown: Mapping[str, str]) ->
 
 def _strengths(defenses: Mapping[str, Mapping[str, Any]], shown: Mapping[str, str]) -> Iterator[list[str]]:
     """Yields what the strength of defenses does, a line each; nothing where none was varied."""
-    entries = [(name, entry) for name, figures in defenses.items() for entry in figures.get("sweep", ())]
+    varied = {name: varying(figures.get("sweep", ())) for name, figures in defenses.items()}
+    entries = [(name, entry) for name, fields in varied.items() if fields for entry in defenses[name]["sweep"]]
     there = [name for name in shown if any(entry.get(name) is not None for _, entry in entries)]
     if entries:
         yield ["strengths", "", *(f"{shown[name]:>6}" for name in there)]
     for name, entry in entries:
-        setting = ", ".join(f"{field} {value}" for field, value in entry["settings"].items())
+        setting = ", ".join(f"{field} {entry['settings'][field]}" for field in varied[name])
         values = (entry.get(figure) for figure in there)
         cells = ("     -" if value is None else f"{100 * value:6.2f}" for value in values)
         yield [name, setting + (" *" if entry["chosen"] else ""), *cells]
+
+
+def varying(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the settings that are not the same at all strengths of a defense; none where it has one strength alone.
+
+    Args:
+        entries: The list 'sweep' of a defense, in results.json.
+    """
+    first = entries[0]["settings"] if entries else {}
+    return [field for field in first if any(entry["settings"][field] != first[field] for entry in entries)]
 
 
 def _align(rows: list[list[str]]) -> list[str]:

@@ -13,14 +13,17 @@ from refine_jax.errors import RefineError, StorageError, WorkdirError
 from refine_jax.files import read_json, read_record, write_json
 from refine_jax.lock import InUse
 from refine_jax.report.table_files import warnings_without
+from refine_jax.sweep import inputs
 from refine_jax.sweep.plan import Task
 from refine_jax.training.interruption import Interrupted
 from refine_jax.workdir import Workdir
 
 logger = logging.getLogger(__name__)
 
-# What can be otherwise, and the outcome is the same one.
+# What can be otherwise, and the outcome is the same one; what lies in dataset.root, `inputs` says.
 _NO_DIFFERENCE = ("run.", "victim.workdir", "dataset.data_dir", "dataset.root", "dataset.test_root", "dataset.decoded")
+# What of it lies in the user's own files, as `inputs.hashes` names it.
+_SAID = {"dataset": "pictures", "victim": "weights in victim.checkpoint", "attack": "triggered pictures"}
 
 Run = Callable[..., Any]
 
@@ -31,7 +34,7 @@ class State:
 
     Attributes:
         kind: 'done', 'failed', 'begun' or 'waiting'.
-        error: Why it failed.
+        error: Why it failed; or why what is there does not count.
     """
 
     kind: str
@@ -48,17 +51,39 @@ def state_of(task: Task) -> State:
             return State("failed", str(read_json(file)["error"]))
         except (WorkdirError, KeyError, TypeError):
             return State("failed", f"{file} is damaged")
-    return State("begun" if Workdir(task.workdir).settings.exists() else "waiting")
+    begun = State("begun" if Workdir(task.workdir).settings.exists() else "waiting")
+    if not _has_ended(task):
+        return begun
+    other = " and ".join(_SAID[name] for name in _of_other_files(task))
+    remedy = "put back what was there, or --overwrite does it anew"
+    return dataclasses.replace(begun, error=f"was done with other {other} than there are now: {remedy}")
 
 
 def is_done(task: Task) -> bool:
+    """Returns whether a task has come to its end, with the settings that it has now, and what lies in their files."""
+    return _has_ended(task) and not _of_other_files(task)
+
+
+def _has_ended(task: Task) -> bool:
     """Returns whether a task has come to its end, with the settings that it has now."""
     work = Workdir(task.workdir)
     if not task.is_run:
-        stage = _read(work.victim / "stage.json")
+        stage = _read_stage(task)
         return bool(stage and stage["outcome"]) and _same(task, _read_settings(work), ("defense.",))
     results = read_results(task)
     return results is not None and _same(task, results["settings"])
+
+
+def _of_other_files(task: Task) -> list[str]:
+    """Returns what of the user's own has other contents now than what a task was done with, as keys of `_SAID`."""
+    now = inputs.hashes(task.settings)
+    if not now:
+        return []
+    if task.is_run:
+        kept = (read_results(task) or {}).get("hashes", {})
+    else:
+        kept = {"dataset": (_read_stage(task) or {}).get("settings", {}).get("dataset", {}).get("sha256")}
+    return [name for name, sha256 in now.items() if kept.get(name) != sha256]
 
 
 def unneeded(tasks: Iterable[Task]) -> set[Task]:
@@ -84,9 +109,10 @@ def measured(task: Task) -> dict[str, Any] | None:
     what was measured of the rest.
 
     Returns:
-        As `read_results`, without the defenses that are not asked for; None where none of them is there.
+        As `read_results`, without the defenses that are not asked for; None where none of them is there, or where the
+        user's files hold something else now.
     """
-    if (results := read_results(task)) is None:
+    if (results := read_results(task)) is None or _of_other_files(task):
         return None
     kept = results["settings"]
     common = [name for name in task.settings["defense"]["names"] if name in results["defenses"]]
@@ -159,6 +185,11 @@ def _read(file: pathlib.Path) -> dict[str, Any] | None:
         return read_record(file, ()) if file.exists() else None
     except WorkdirError:
         return None
+
+
+def _read_stage(task: Task) -> dict[str, Any] | None:
+    """Returns the record of a victim, None where it is not there or damaged."""
+    return _read(Workdir(task.workdir).victim / "stage.json")
 
 
 def _read_settings(work: Workdir) -> Mapping[str, Any] | None:

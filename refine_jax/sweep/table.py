@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from refine_jax.report import strengths
+from refine_jax.report import strengths, table_files
 from refine_jax.report.table_files import doubts_of
 from refine_jax.report.tables import DISTANCE, FIGURES
 from refine_jax.sweep.plan import Task
@@ -17,25 +17,39 @@ SCHEMA = 1
 _BEFORE = {"ba": "BA, no defense", "asr": "ASR, no defense"}
 # Where a distance stands, and what its title says of it.
 _PARTS = {"no_defense": ", no defense", "figures": ""}
+# What figures can be at most; none can be less than 0.
+_MOST = {**dict.fromkeys(FIGURES, 1.0), **dict.fromkeys(DISTANCE, math.sqrt(2))}
+# Seeds that differ by less do so by rounding alone.
+_NO_SPREAD = 1e-12
 # Their titles, and how their means are shown: without an interval, since they tell of the machine.
 _COSTS = {"train_seconds": ("training, s", "{:,.0f}"), "milliseconds_per_image": ("per image, ms", "{:.3g}")}
 
 
-def mean_and_interval(values: Sequence[float]) -> dict[str, Any]:
-    """Returns the mean of a figure over seeds, and its 95 % interval by Student's t.
+def mean_and_interval(
+    values: Sequence[float], most: float = math.inf, own: Iterable[Sequence[float] | None] = ()
+) -> dict[str, Any]:
+    """Returns the mean of a figure over seeds, and an interval of 95 %.
 
     Args:
-        values: One of each seed.
+        values: One of each seed, none under 0.
+        most: What a value can be at most.
+        own: The interval of each seed's value over its own test images; None where it has none.
 
     Returns:
-        'mean', 'interval' (low and high; None of a single value, which says nothing of others) and 'values'.
+        'mean', 'interval' (low and high, or None) and 'values'. The interval is Student's t of the mean over seeds,
+        clipped to 0 and `most`. Where seeds do not differ, or there is one alone, t has nothing to go by, and it is
+        the widest of their own: these are of the same test images, so that more seeds make it no narrower.
     """
     from scipy import stats  # costs a second to import
 
     mean, interval = statistics.fmean(values), None
-    if len(values) > 1:
-        half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-        interval = [mean - half, mean + half]
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    known = [ends for ends in own if ends is not None]
+    if spread > _NO_SPREAD:
+        half = float(stats.t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
+        interval = [max(0.0, mean - half), min(most, mean + half)]
+    elif known:
+        interval = [min(low for low, _ in known), max(high for _, high in known)]
     return {"mean": mean, "interval": interval, "values": list(values)}
 
 
@@ -50,7 +64,7 @@ def summarize(runs: Iterable[tuple[Task, Mapping[str, Any] | None]]) -> list[dic
         (those that are done), 'missing' (those that are not), 'doubtful' (those whose results.json has warnings),
         'warnings' (what these say, each once), 'no_defense', 'figures' and 'costs' (name to `mean_and_interval`; None
         where a figure is not known of every seed). A defense that was measured at several strengths has a row of
-        each. Of a single seed the interval is the run's own, over its test images.
+        each.
     """
     groups: dict[tuple, list[tuple[Task, Mapping[str, Any] | None]]] = {}
     for task, results in runs:
@@ -91,9 +105,9 @@ def _figures(measured: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dic
     found: dict[str, Any] = {}
     for name in names:
         values = [figures[name] for figures in measured if figures.get(name) is not None]
-        found[name] = mean_and_interval(values) if len(values) == len(measured) > 0 else None
-        if len(values) == len(measured) == 1:
-            found[name]["interval"] = measured[0].get("ci95", {}).get(name)
+        own = [figures.get("ci95", {}).get(name) for figures in measured]
+        most = _MOST.get(name, math.inf)
+        found[name] = mean_and_interval(values, most, own) if len(values) == len(measured) > 0 else None
     return found
 
 
@@ -104,26 +118,25 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     distances = [(part, name) for name in DISTANCE for part in _PARTS if any(row[part][name] for row in rows)]
     header += [DISTANCE[name] + _PARTS[part] for part, name in distances]
     header += [title for title, _ in _COSTS.values()]
-    lines = [header, ["---"] * len(header)]
-    for row in rows:
-        lines.append(
-            [
-                *(_shown(row["values"][field]) for field in fields),
-                row["defense"] or "-",
-                str(len(row["seeds"])) + (f" of {len(row['seeds']) + len(row['missing'])}" if row["missing"] else ""),
-                *(_percent(row["no_defense"][name]) for name in _BEFORE),
-                *(_percent(row["figures"][name]) for name in FIGURES),
-                *(_distance(row[part][name]) for part, name in distances),
-                *(_amount(row["costs"][name], form) for name, (_, form) in _COSTS.items()),
-            ]
-        )
+    lines = [
+        [
+            *(_shown(row["values"][field]) for field in fields),
+            row["defense"] or "-",
+            str(len(row["seeds"])) + (f" of {len(row['seeds']) + len(row['missing'])}" if row["missing"] else ""),
+            *(_with_interval(row["no_defense"][name], 100, "{:.2f}") for name in _BEFORE),
+            *(_with_interval(row["figures"][name], 100, "{:.2f}") for name in FIGURES),
+            *(_with_interval(row[part][name], 1, "{:.3f}") for part, name in distances),
+            *(_amount(row["costs"][name], form) for name, (_, form) in _COSTS.items()),
+        ]
+        for row in rows
+    ]
     legend = (
-        "In percent, DER from 0 to 100, W1 from 0 to 1.414. "
-        "Of several seeds: means, with 95 % intervals by Student's t, which tell how "
-        "far seeds differ. Of one: its figure, with a 95 % interval that tells of the number of test images alone."
+        "In percent, DER from 0 to 100, W1 from 0 to 1.414. Of several seeds: means, with the 95 % t interval of the "
+        "mean over runs, clipped to what the figure can be. Of one, or where runs do not differ: the figure, with a "
+        "95 % interval that tells of the number of test images alone."
     )
-    doubts = dict.fromkeys(f"\nWARNING: {_doubt(row)}\n" for row in rows if row["doubtful"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{legend}\n" + "".join(doubts)
+    doubts = dict.fromkeys(_doubt(row) for row in rows if row["doubtful"])
+    return table_files.markdown(header, lines, legend, doubts)
 
 
 def _doubt(row: Mapping[str, Any]) -> str:
@@ -157,21 +170,11 @@ def _shown(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _percent(figure: Mapping[str, Any] | None) -> str:
+def _with_interval(figure: Mapping[str, Any] | None, scale: float, form: str) -> str:
     if figure is None:
         return "-"
-    mean, interval = 100 * figure["mean"], figure["interval"]
-    if interval is None:
-        return f"{mean:.2f}"
-    low, high = (100 * end for end in interval)
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]" if len(figure["values"]) == 1 else f"{mean:.2f} ± {high - mean:.2f}"
-
-
-def _distance(figure: Mapping[str, Any] | None) -> str:
-    if figure is None or figure["interval"] is None:
-        return _amount(figure, "{:.3f}")
-    _, high = figure["interval"]
-    return f"{figure['mean']:.3f} ± {high - figure['mean']:.3f}"
+    mean, *ends = (form.format(scale * value) for value in (figure["mean"], *(figure["interval"] or ())))
+    return f"{mean} [{', '.join(ends)}]" if ends else mean
 
 
 def _amount(figure: Mapping[str, Any] | None, form: str) -> str:

@@ -5,16 +5,19 @@ it finds a training of REFINE that is at its end.
 """
 
 import contextlib
+import glob
 import json
 import logging
 import pathlib
+import shutil
 from collections.abc import Callable, Sequence
 
 from refine_jax import ending, pipeline
 from refine_jax.defenses import refine_seeds
 from refine_jax.defenses.registry import clean_images, settings_of
 from refine_jax.errors import StorageError
-from refine_jax.opening import open_run
+from refine_jax.files import hash_json
+from refine_jax.opening import Run, open_run
 from refine_jax.outcomes import checkpoints_of, load_victim
 from refine_jax.sweep import state
 from refine_jax.sweep.plan import Plan, Task, label
@@ -80,7 +83,7 @@ def _train(group: Sequence[Task], folder: pathlib.Path, *, overwrite: bool) -> N
             run, attack = opened.enter_context(open_run(task.config, str(task.workdir), overwrite=overwrite))
             pipeline.run_stages(run, attack, ("victim",))  # one that is imported
             runs.append((task, run))
-        if not (folder / _name(group)).exists():  # else it is gone on with
+        if not _place(folder, group, runs[0][1]).exists():  # else it is gone on with
             runs = [(task, run) for task, run in runs if not checkpoints_of(run.defenses[NAME]).exists()]
         if len(runs) < 2:
             return
@@ -92,6 +95,8 @@ def _train(group: Sequence[Task], folder: pathlib.Path, *, overwrite: bool) -> N
         journals = [pipeline.make_journal(run, run.defenses[NAME].folder, identity) for _, run in runs]
         tasks = [task for task, _ in runs]
         logger.info("%d seeds together: %s", len(tasks), _name(tasks))
+        place = _place(folder, tasks, first)
+        _forget_others(place)
         _, classifier = load_victim(first)
         refine_seeds.fit_seeds(
             classifier,
@@ -101,7 +106,7 @@ def _train(group: Sequence[Task], folder: pathlib.Path, *, overwrite: bool) -> N
             classes,
             journals,
             first.execution,
-            folder=folder / _name(tasks),
+            folder=place,
         )
     with contextlib.suppress(OSError):  # another group's is in it
         folder.rmdir()
@@ -109,3 +114,16 @@ def _train(group: Sequence[Task], folder: pathlib.Path, *, overwrite: bool) -> N
 
 def _name(tasks: Sequence[Task]) -> str:
     return label({**tasks[0].values, "seed": tuple(task.seed for task in tasks)})
+
+
+def _place(folder: pathlib.Path, tasks: Sequence[Task], first: Run) -> pathlib.Path:
+    """Where a group's training is kept: with a hash of all that it depends on, of which what varies is but a part."""
+    made_from = {**first.defenses[NAME].settings, "seed": None}
+    return folder / f"{_name(tasks)}-{hash_json(made_from)[:12]}"
+
+
+def _forget_others(place: pathlib.Path) -> None:
+    """Deletes what the same group has left with other settings, or in the first versions, which named no hash."""
+    name = place.name.rpartition("-")[0]
+    for other in {place.with_name(name), *place.parent.glob(f"{glob.escape(name)}-*")} - {place}:
+        shutil.rmtree(other, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Orbax checkpoints of a training: the newest few and the best are kept, each with a checksum and an identity."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Where damaged checkpoints are put, beside the folder of the others.
 DAMAGED = "damaged"
+# What the operating system says where a file may be whole, and read a moment later.
+_TRANSIENT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
 
 
 class DamagedCheckpointError(WorkdirError):
@@ -255,6 +258,13 @@ def _read(manager: ocp.CheckpointManager, directory: pathlib.Path, step: int | N
         wanted = meta.pop("sha256", None)
         found = _checksum(state, meta)
     except Exception as error:  # of which kind depends on which file is missing or cut short
+        if isinstance(error, MemoryError):
+            raise
+        if _os_error(error) in _TRANSIENT:
+            raise StorageError(
+                f"the checkpoint {directory / str(step)} cannot be read now ({_storage_failure(error)}); nothing says "
+                "that it is damaged, and the same command tries again"
+            ) from error
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
         raise DamagedCheckpointError(f"the checkpoint {directory / str(step)} cannot be read ({reason})") from error
     if wanted is None:  # of the first versions, which wrote none
@@ -299,8 +309,14 @@ def _describe(leaf: Any) -> str:
 
 
 def _storage_failure(error: BaseException) -> str | None:
-    """What the operating system says was wrong, None where it was something else; TensorStore has it in its text."""
+    """What the operating system says was wrong, None where it was something else."""
+    code = _os_error(error)
+    return None if code is None else os.strerror(code)
+
+
+def _os_error(error: BaseException) -> int | None:
+    """The operating system's number of an error, None where it is another's; TensorStore has it in its text."""
     if isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno)
+        return error.errno
     code = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(code[1])) if code else None
+    return int(code[1]) if code else None

@@ -79,6 +79,10 @@ class Writer:
         self._saved_at, self._saved_step = time.monotonic(), step
         self._losses: list[float] = []  # of the steps since the last checkpoint
 
+    def has_saved(self, step: int) -> bool:
+        """Returns whether there is a checkpoint after so many steps, or nothing to save."""
+        return step == self._saved_step
+
     def is_due(self, step: int) -> bool:
         """Returns whether it is time for a checkpoint after so many steps."""
         every = self._journal.checkpoint_steps
@@ -143,6 +147,10 @@ class Unwritten:
 
     seconds = 0.0
 
+    def has_saved(self, step: int) -> bool:
+        """Always: there is nothing to be saved in."""
+        return True
+
     def is_due(self, step: int) -> bool:
         """Never."""
         return False
@@ -182,13 +190,16 @@ def resume(
     """
     seconds = 0.0
     restored = checkpoints.restore_newest_whole({**vars(state), **kept})
+    remedy = f"delete {journal.checkpoints.parent} to train again"
     if restored is not None:
         tree, meta = restored
         if meta["identity"] != journal.identity:
-            raise WorkdirError(f"{journal.checkpoints} is of {meta['identity']}, this run of {journal.identity}")
+            raise WorkdirError(
+                f"{journal.checkpoints} is of {meta['identity']}, this run of {journal.identity}: {remedy}"
+            )
         for name, value in kept.items():
             if not np.array_equal(tree.pop(name), value):
-                raise WorkdirError(f"{journal.checkpoints}: the {name} there is not the one of this run")
+                raise WorkdirError(f"{journal.checkpoints}: the {name} there is not the one of this run: {remedy}")
         state, seconds = dataclasses.replace(state, **tree), meta["seconds"]
         logger.info("%s: goes on from step %d of %s", stage, state.step, journal.checkpoints)
     step = int(state.step)

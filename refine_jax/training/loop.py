@@ -82,6 +82,7 @@ def fit(
         StorageError: A checkpoint cannot be written.
         Interrupted: SIGINT or SIGTERM came; with a journal, the state was saved.
         Diverged: One of the metrics is not finite; with a journal, the state was left to look at.
+        RefineError: Of the step, which has then left its state alone; with a journal, that is saved.
     """
     if journal is None:
         with StopRequest() as stop, _batches(state, feed, schedule) as batches:
@@ -114,10 +115,16 @@ def _run(stage, step, state, data, batches, feed, schedule, stop, writer) -> Out
         if compiles:
             jax.block_until_ready([metrics for _, metrics in waiting])
             pace.stand()
-        if len(together) == 1:
-            state, metrics = step(state, data, together[0])
-        else:
-            state, metrics = step.several(state, data, together)
+        try:
+            if len(together) == 1:
+                state, metrics = step(state, data, together[0])
+            else:
+                state, metrics = step.several(state, data, together)
+        except RefineError:  # of a step that asks somebody else, who did not answer: the state is what it was before
+            if not writer.has_saved(numbers.start):
+                writer.write_metrics(_finite_rows(stage, waiting, feed, schedule, writer, numbers.start, state))
+                writer.save(numbers.start, state, time.monotonic() - started)
+            raise
         waiting.append((numbers, metrics))
         if compiles:
             jax.block_until_ready(metrics)
@@ -132,9 +139,8 @@ def _run(stage, step, state, data, batches, feed, schedule, stop, writer) -> Out
         if not (saving or late or compiles):
             continue
 
-        rows = _fetch(waiting, feed, schedule)
+        rows = _finite_rows(stage, waiting, feed, schedule, writer, done, state)
         waiting.clear()
-        _check_finite(stage, rows, feed, writer, done, state)
         fetched = time.monotonic()
         writer.write_metrics(rows)
         epoch, last = done / feed.steps_per_epoch, rows[-1]
@@ -149,6 +155,13 @@ def _run(stage, step, state, data, batches, feed, schedule, stop, writer) -> Out
     if first < total:
         logger.info("%s: %d steps in %s", stage, total - first, format_seconds(time.monotonic() - started))
     return Outcome(state, seconds, pace.images_per_second)
+
+
+def _finite_rows(stage, waiting, feed, schedule, writer, done, state) -> list[dict[str, Any]]:
+    """Brings metrics to the host, in rows, and stops a training that has diverged."""
+    rows = _fetch(waiting, feed, schedule)
+    _check_finite(stage, rows, feed, writer, done, state)
+    return rows
 
 
 def _fetch(waiting, feed, schedule) -> list[dict[str, Any]]:

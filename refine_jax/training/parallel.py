@@ -81,6 +81,14 @@ class Execution:
         by_process = [[d for d in there if d.process_index == i][:each] for i in range(jax.process_count())]
         return tuple(itertools.chain(*by_process))
 
+    def own(self) -> jax.Device:
+        """Returns the first of the devices that is this process's; of another's, nothing can be asked, nor put there.
+
+        Raises:
+            SettingError: There are not as many devices.
+        """
+        return next(device for device in self.chosen() if device.process_index == jax.process_index())
+
     def check_batch(self, field: str, batch_size: int) -> None:
         """Refuses a batch that the devices cannot share.
 

@@ -61,7 +61,9 @@ def test_kept_is_what_a_defended_classifier_has_beside_the_victim():
 
 def test_settings_are_those_of_the_configuration_and_what_cannot_be_is_refused():
     resolved = overhead.resolve(arguments(), ["--config.defense.width=3"], "vit")
-    assert (resolved["victim"]["name"], resolved["victim"]["width"], resolved["defense"]["width"]) == ("vit", 16, 3)
+    # A width of the configuration's own network is none of one that has no width to be set.
+    assert (resolved["victim"]["name"], resolved["victim"]["width"], resolved["defense"]["width"]) == ("vit", 64, 3)
+    assert overhead.resolve(arguments(), [], "resnet34")["victim"]["width"] == 16
     with pytest.raises(SettingError, match=r"^image size = '16 x 16': allowed: vgg16 needs at least 32 x 32"):
         overhead.resolve(arguments(), [], "vgg16")
     with pytest.raises(SettingError, match=r"^defense.depth = 4: allowed: 1 to 3 for images of 8 x 8"):

@@ -34,8 +34,13 @@ def test_a_folder_is_called_by_its_classes_name_or_number(root):
 def test_without_names_any_number_is_a_class_and_no_name_is(root):
     with pytest.raises(SettingError, match="a class folder of --data = 'dog': allowed: a class's number"):
         read(root, ())
-    (root / "dog").rename(root / "7")
+    (root / "dog").rename(root / "00007")
     assert sorted(read(root, ())[1].tolist()) == [0, 7, 11]
+    for name in ("20251201123000", "9" * 200):
+        (root / "0").rename(root / name)
+        with pytest.raises(SettingError, match=rf"'{name}': allowed: a class's number, 0 to 999999"):
+            read(root, ())
+        (root / name).rename(root / "0")
 
 
 def test_a_number_beyond_the_classes_is_refused(root):

@@ -12,7 +12,7 @@ import pytest
 from refine_jax.datasets.images import Split
 from refine_jax.defenses import refine, refine_seeds
 from refine_jax.defenses.defend import defend_seeds
-from refine_jax.errors import SettingError
+from refine_jax.errors import SettingError, WorkdirError
 from refine_jax.training import optimizer
 from refine_jax.training.interruption import Interrupted
 from refine_jax.training.journal import Journal
@@ -166,6 +166,21 @@ def test_a_training_that_is_stopped_goes_on_bit_for_bit(classifier, clean, journ
     chex.assert_trees_all_equal(fit("cut"), expected)
     assert calls == [(4, len(SEEDS))] * 6
     assert [read_steps(tmp_path / f"cut{seed}") for seed in SEEDS] == [[1, 2, 3, 4, 5, 6]] * len(SEEDS)
+
+
+def test_a_training_of_other_settings_is_not_gone_on_with(classifier, clean, journal_in, tmp_path, monkeypatch):
+    def stop(*_):
+        raise Interrupted("stopped")
+
+    def fit(**changed):
+        given = (classifier, clean, {**SETTINGS, **changed}, SEEDS, K, [journal_in(f"own{seed}") for seed in SEEDS])
+        refine_seeds.fit_seeds(*given, folder=tmp_path / "all")
+
+    monkeypatch.setattr(refine_seeds, "_leave", stop)  # all are trained, and none has got its own yet
+    with pytest.raises(Interrupted):
+        fit()
+    with pytest.raises(WorkdirError, match=r"all.checkpoints is of .*: delete .*all to train again"):
+        fit(learning_rate=0.5)
 
 
 def read_steps(folder):

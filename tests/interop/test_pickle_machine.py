@@ -55,6 +55,7 @@ PATTERNS = {
     "lines": b"Va\n" * COUNT,
     "names": named("collections", "OrderedDict") * 20_000,
     "called dicts": again("collections.OrderedDict", b")", COUNT),
+    "called namespaces": again("argparse.Namespace", b")", COUNT),
     "called sets": again("builtins.set", b")", COUNT),
     "copies of a set": again("builtins.set", b"](" + b"".join(map(integer, range(5000))) + b"e\x85", 50),
     "copies of a size": again("torch.Size", b"](" + b"K\1" * 5000 + b"e\x85", 50),

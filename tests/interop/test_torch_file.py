@@ -1,5 +1,6 @@
 """Files that torch.save and safetensors wrote, and what loading makes of them."""
 
+import argparse
 import os
 import struct
 from collections import Counter, OrderedDict
@@ -133,7 +134,9 @@ def test_weights_of_a_network_go_to_torch_and_back(tmp_path, name, width, option
     module = module or refine_jax.networks.build(name, 3, width=width)
     variables = rules.variables(module, (1, 8, 8, 3))
     state_dict = {k: torch.from_numpy(v) for k, v in torch_weights.to_torch(name, variables).items()}
-    torch.save({"model": OrderedDict(state_dict), "num_classes": 3}, tmp_path / "saved.pth", **options)
+    saved = {"model": OrderedDict(state_dict), "num_classes": 3, "args": argparse.Namespace(lr=0.1, name="a")}
+    torch.save(saved, tmp_path / "saved.pth", **options)
+    assert torch_file.load(tmp_path / "saved.pth")["args"] == {}
     chex.assert_trees_all_equal(torch_weights.convert(name, torch_file.load(tmp_path / "saved.pth")), variables)
 
 

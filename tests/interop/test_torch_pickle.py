@@ -133,7 +133,7 @@ UNKNOWN = [
     "torch._utils._import_dotted_name", "torch.serialization.os.system",
     "torch._utils._rebuild_tensor_v2.__globals__", "torch._utils.torch.load", "collections.OrderedDict.fromkeys",
     "numpy.load", "numpy.testing._private.utils.runstring", "numpy.core.multiarray.fromfile", "numpy.memmap",
-    "torch.utils.cpp_extension.load", "argparse.Namespace", "torch.QInt8Storage", "torch._utils._rebuild_qtensor",
+    "torch.utils.cpp_extension.load", "argparse.ArgumentParser", "torch.QInt8Storage", "torch._utils._rebuild_qtensor",
     "torch._utils._rebuild_sparse_tensor",
 ]  # fmt: skip
 

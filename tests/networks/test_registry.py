@@ -22,6 +22,7 @@ PARAMETERS = {
     "resnet34": (10, 21_282_122),
     "resnet50": (10, 23_520_842),
     "imagenet_resnet18": (1000, 11_689_512),
+    "imagenet_resnet34": (1000, 21_797_672),
     "imagenet_resnet50": (1000, 25_557_032),
     "preact_resnet18": (10, 11_171_146),
     "vgg16": (10, 14_719_818),

@@ -15,6 +15,12 @@ def test_destinations_of_the_worked_example():
     assert before.tolist() == [[0, 0, 0, 0], [0, 3, 0, 0], [0, 2, 0, 0], [1, 2, 0, 0]]
 
 
+def test_where_the_target_stays_what_it_is_there_is_no_place_of_its_own_for_it():
+    assert counts.mapped_target(PERMUTATION, 0) == 2
+    assert counts.mapped_target(np.arange(4), 0) is None
+    assert counts.mapped_target(None, 0) is counts.mapped_target(PERMUTATION, None) is None
+
+
 def test_sums_are_the_hits_of_the_figures():
     rng = np.random.default_rng(0)
     labels, clean, triggered = rng.integers(0, 5, (3, 400))

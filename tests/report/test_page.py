@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import html.parser
 import re
+import types
 import xml.etree.ElementTree
 
 import numpy as np
@@ -12,7 +13,8 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import PathPatch, Rectangle
 from PIL import Image
 
-from refine_jax.report import counts, drawn, figures, gallery, page, strengths, summary
+from refine_jax import evaluation
+from refine_jax.report import counts, drawn, figures, gallery, material, page, projection, strengths, summary
 from tests.report import material as made
 
 VOID = {"meta", "link", "img", "br"}
@@ -90,7 +92,7 @@ def test_figures_stand_with_counts_and_warnings(read):
     text = " ".join(read.texts)
     assert "refine has collapsed" in text
     assert "12.50 [ 2.24, 47.09] 1 of 8" in re.sub(r"\[\s*", "[ ", re.sub(r"\s+", " ", text))
-    assert "Behind refine, 80.0 % of the clean images are answered with their class, 12.5 % of the triggered" in text
+    assert "Behind refine, 80.00 % of the clean images are answered with their class, 12.50 % of the triggered" in text
     assert "dog & <b>" in read.texts  # the class, not an element
     assert read.all("b") == []
 
@@ -133,7 +135,7 @@ def test_a_page_without_trigger_labels_features_and_trainings_leaves_out_their_s
         *("result", "attack", "features", "cost", "made")
     }
     assert any("function without a method" in text for text in read.texts)
-    assert any("50.0 % of the clean images are answered as without it" in text for text in read.texts)
+    assert any("50.00 % of the clean images are answered as without it" in text for text in read.texts)
 
 
 def test_strengths_stand_in_a_section_of_their_own_and_beside_the_page(tmp_path):
@@ -150,6 +152,22 @@ def test_strengths_stand_in_a_section_of_their_own_and_beside_the_page(tmp_path)
     text = " ".join(read.texts)
     assert "shrinkpad: target class 1 (dog & <b>)" in text
     assert "shrinkpad: target share 0.3333" in text
+
+
+def test_where_the_target_stays_what_it_is_the_page_does_not_count_it_twice():
+    full, same = made.make(), np.arange(4)
+    counted = evaluation.count(made.ANSWERS["refine"], made.LABELS, made.TARGET, same, made.LABELS)
+    refine = {**full.results["defenses"]["refine"], **counted, "der": None}
+    defended = {"refine": types.SimpleNamespace(permutation=same)}
+    results = {**full.results, "defenses": {"refine": refine}}
+    stays = material.gather(results, full.images, None, defended, made.ANSWERS, {}, None)
+    flow = {"flow_refine": drawn.Drawn("flow", "refine", "<svg></svg>")}
+    text, usual = (" ".join(Reader(page.render(each, flow)).texts) for each in (stays, full))
+    said = "Behind refine the target stays what it is: pi(target) is the target, and mapped ASR is ASR."
+    assert said in text
+    assert said not in usual
+    assert "the class that the target is mapped to" not in text
+    assert [row[3] for row in page._flow_table(stays)[1]] == ["-", "-"]
 
 
 def test_what_an_attacker_knows_of_the_defense_is_said(tmp_path):
@@ -180,6 +198,25 @@ def test_a_matrix_is_drawn_as_shares_of_its_rows():
     np.testing.assert_allclose(ax.images[0].get_array(), [[0.75, 0.25], [0, 0]])
     assert [text.get_text() for text in ax.texts] == ["3", "1"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+
+
+def test_more_classifiers_than_colors_can_be_told_apart():
+    known = {"share": 0.5, "ci95": [0.4, 0.6]}
+    many = {f"_defense {number}": [known] for number in range(2 * len(figures.SERIES) + 1)}
+    figure = figures.draw_classes(many, ["cat"])
+    dots = [container.lines[0] for container in figure.axes[0].containers]
+    assert len({(line.get_color(), line.get_marker()) for line in dots}) == len(many)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*many]
+
+
+def test_names_of_classes_stand_as_they_are():
+    names = ["_cat", "$a$ or $b$", "c", "d"]
+    places = projection.Projection(np.arange(8.0).reshape(4, 2), np.ones((1, 2)), np.array([0.5, 0.25]))
+    figure = figures.draw_features(places, np.arange(4), names)
+    texts = figure.legends[0].get_texts()
+    assert [text.get_text() for text in texts] == [*names, "triggered"]
+    # A text that is read as mathematics is another one when it is drawn.
+    assert not any(text.get_parse_math() for text in texts)
 
 
 def test_a_flow_has_a_band_for_each_pair_as_high_as_its_images():

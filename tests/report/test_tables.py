@@ -89,6 +89,19 @@ def test_strengths_stand_below_in_a_line_each():
     assert "strengths" not in text_table(RESULTS)
 
 
+def test_of_strengths_the_settings_that_vary_are_shown_and_no_others():
+    def entry(rounds, **others):
+        return {"settings": {"rounds": rounds, "learning_rate": 0.001, **others}, "chosen": rounds == 2, "ba": 0.9}
+
+    after = RESULTS["defenses"]["refine"]
+    one, two = {**after, "sweep": [entry(2)]}, {**after, "sweep": [entry(1, unlearning_epochs=5), entry(2)]}
+    two["sweep"][1]["settings"]["unlearning_epochs"] = 5
+    lines = text_table({**RESULTS, "defenses": {"bti_dbf_u": one, "bti_dbf_p": two}}).splitlines()
+    said = [line.split() for line in lines if line.startswith("bti_dbf")]
+    assert said == [["bti_dbf_p", "rounds", "1", "90.00"], ["bti_dbf_p", "rounds", "2", "*", "90.00"]]
+    assert "strengths" not in text_table({**RESULTS, "defenses": {"bti_dbf_u": one}})
+
+
 def test_without_a_defense_the_victim_stands_alone():
     found = rows(text_table({**RESULTS, "defenses": {}}))
     assert found[0].split() == ["no", "defense"]

@@ -75,7 +75,7 @@ def test_a_sweep_is_listed_run_stopped_gone_on_with_and_retried(command, out, mo
     assert again.done == []
     assert sweep.ended([*command, "--retry"]) == 0
     assert again.done == ["runs/defense.sup_weight=0.1,seed=0"]
-    assert "| 0.1 | refine | 2 | 90.00 ± 0.00 |" in capsys.readouterr().out
+    assert "| 0.1 | refine | 2 | 90.00 | 100.00 |" in capsys.readouterr().out
     rows = json.loads((out / "table.json").read_text())["rows"]
     assert [row["figures"]["asr"]["mean"] for row in rows] == [0.0, 0.1]
     assert {path.name for path in out.iterdir()} == {"runs", "victims", "table.md", "table.csv", "table.json"}
@@ -191,6 +191,30 @@ def test_seeds_that_are_trained_together_leave_ordinary_runs(command, one_victim
     assert {path.name for path in out.iterdir()} == {"runs", "victims", "table.md", "table.csv", "table.json"}
     # As by themselves: a run of the same seed goes on from nothing, since it is done.
     assert sweep.main([*command, *FIELDS]) == 0
+
+
+def test_after_an_overwrite_seeds_are_not_gone_on_with_from_the_settings_before(command, one_victim, out, monkeypatch):
+    folders = []
+
+    def interrupted(*arguments, folder, **options):
+        folder.mkdir(parents=True, exist_ok=True)
+        folders.append(folder)
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr(refine_seeds, "fit_seeds", interrupted)
+
+    def go_on(*flags):
+        with pytest.raises(Interrupted):
+            sweep.main([*command, *FIELDS, "--together", *flags])
+        return folders[-1]
+
+    first = go_on()
+    (out / "together" / "seed=0+1").mkdir()  # as the first versions named it
+    (out / "together" / "seed=2+3-abc").mkdir()
+    assert go_on() == first
+    second = go_on("--overwrite", "--config.defense.learning_rate=0.5")
+    assert second != first
+    assert {path.name for path in (out / "together").iterdir()} == {second.name, "seed=2+3-abc"}
 
 
 def test_seeds_that_cannot_be_trained_together_are_trained_one_by_one(command, one_victim, out, monkeypatch, caplog):

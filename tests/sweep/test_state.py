@@ -1,10 +1,15 @@
 """What counts of a run that was made with other defenses than its sweep asks for."""
 
+import types
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from refine_jax import settings
-from refine_jax.files import read_record, write_record
-from refine_jax.sweep import plan, state
+from refine_jax.files import hash_arrays, read_record, write_json, write_record
+from refine_jax.sweep import __main__ as sweep
+from refine_jax.sweep import inputs, plan, state
 from refine_jax.workdir import Workdir
 from tests.sweep.fake import figures, make
 
@@ -99,3 +104,76 @@ def test_in_which_order_defenses_are_named_makes_no_difference(kept, tmp_path):
     kept(*NAMES)
     assert state.is_done(task_of(tmp_path, NAMES[::-1]))
     assert not state.is_done(task_of(tmp_path, NAMES[1:]))
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Makes, or changes, a folder of pictures of two classes."""
+    monkeypatch.setenv("REFINE_JAX_CACHE", str(tmp_path / "cache"))
+
+    def write(value):
+        inputs._read.cache_clear()  # as in the next process
+        for name in ("cat", "dog"):
+            (tmp_path / "root" / name).mkdir(parents=True, exist_ok=True)
+            for number in range(5):
+                Image.new("RGB", (8, 8), (value, number, 0)).save(tmp_path / "root" / name / f"{number}.png")
+        return {"dataset.name": "folder", "dataset.root": str(tmp_path / "root"), "dataset.image_size": 8}
+
+    yield write
+    inputs._read.cache_clear()
+
+
+def note_hashes(task, **changed):
+    """Adds to what is kept of a run what it was made from."""
+    path = Workdir(task.workdir).results
+    write_record(path, {**read_record(path, ()), "hashes": {**inputs.hashes(task.settings), **changed}})
+
+
+def test_a_run_of_other_pictures_under_the_same_name_is_not_done(kept, tmp_path, pictures):
+    fields = pictures(10)
+    kept("jpeg", **fields)
+    task = task_of(tmp_path, ("jpeg",), **fields)
+    assert not state.is_done(task)  # as the first versions left it: it is not known of which pictures it is
+    note_hashes(task)
+    assert state.is_done(task)
+    assert state.measured(task) is not None
+    victim = Workdir(task.victim.workdir)
+    victim.victim.mkdir(parents=True)
+    of_victim = {"dataset": {"sha256": inputs.hashes(task.settings)["dataset"]}}
+    write_record(victim.victim / "stage.json", {"schema": 1, "settings": of_victim, "outcome": {"steps": 1}})
+    write_json(victim.settings, task.victim.settings)
+    assert state.is_done(task.victim)
+
+    pictures(20)
+    assert not state.is_done(task)
+    assert not state.is_done(task.victim)
+    assert state.measured(task) is None
+    said = sweep.describe(plan.Plan((task.victim,), (task,)))
+    assert f"{task.name}: was done with other pictures than there are now: put back what was there, or --over" in said
+
+    (tmp_path / "root").rename(tmp_path / "elsewhere")  # what is done counts where its pictures are not
+    inputs._read.cache_clear()
+    assert state.is_done(task)
+
+
+def test_a_run_of_other_weights_under_the_same_name_is_not_done(kept, tmp_path, monkeypatch):
+    weights = {"kernel": np.zeros(3)}
+    imported = types.SimpleNamespace(classifier=types.SimpleNamespace(variables=weights), triggered=None)
+    monkeypatch.setattr(inputs.importing, "read", lambda settings, dataset: imported)
+    inputs._read.cache_clear()
+    fields = {"victim.checkpoint": str(tmp_path / "weights.pt"), "attack.name": "none"}
+    kept("jpeg", **fields)
+    task = task_of(tmp_path, ("jpeg",), **fields)
+    note_hashes(task)
+    assert read_record(Workdir(task.workdir).results, ())["hashes"] == {"victim": hash_arrays(weights)}
+    assert state.is_done(task)
+    weights["kernel"] = np.ones(3)
+    inputs._read.cache_clear()
+    assert not state.is_done(task)
+    assert state.state_of(task).error.startswith("was done with other weights in victim.checkpoint than there are now")
+    inputs._read.cache_clear()
+
+
+def test_of_named_data_sets_and_trained_victims_nothing_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "_read", None)
+    assert inputs.hashes(task_of(tmp_path).settings) == {}

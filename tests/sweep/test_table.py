@@ -21,6 +21,22 @@ def test_the_interval_is_that_of_a_t_test():
     assert table.mean_and_interval([0.5]) == {"mean": 0.5, "interval": None, "values": [0.5]}
 
 
+def test_an_interval_stays_where_the_figure_can_be():
+    assert table.mean_and_interval([0.0, 0.0, 0.99], most=1.0)["interval"] == [0.0, 1.0]
+    low, high = table.mean_and_interval([10.0, 10.0, 700.0])["interval"]
+    assert low == 0
+    assert high > 700
+
+
+def test_where_seeds_do_not_differ_the_interval_is_the_widest_of_their_own():
+    own = [[0.0, 0.0095], None, [0.0, 0.0107]]
+    assert table.mean_and_interval([0.0, 0.0, 0.0], 1.0, own)["interval"] == [0.0, 0.0107]
+    by_rounding = [0.1 + 0.2, 0.3, 0.3]
+    assert table.mean_and_interval(by_rounding, 1.0, [[0.2, 0.4]])["interval"] == [0.2, 0.4]
+    assert table.mean_and_interval([0.0, 0.0], 1.0)["interval"] is None
+    assert table.mean_and_interval([0.0, 0.01], 1.0, own)["interval"] == pytest.approx([0.0, 0.0685], abs=1e-4)
+
+
 @pytest.fixture
 def rows(tmp_path):
     runs = plan.expand(make({"defense.depth": (3, 4)}, seeds=(0, 1, 2)), tmp_path).runs
@@ -44,7 +60,7 @@ def test_rows_are_of_all_seeds_and_name_those_that_are_missing(rows):
 def test_tables_are_read_by_people_and_programs(rows):
     lines = table.markdown(rows).splitlines()
     assert lines[0].startswith("| defense.depth | defense | seeds | BA, no defense |")
-    assert "| 3 | refine | 3 | 90.00 ± 0.00 | 100.00 ± 0.00 | 60.00 ± 24.84 | 2.00 ± 0.00 | - |" in lines[2]
+    assert "| 3 | refine | 3 | 90.00 | 100.00 | 60.00 [35.16, 84.84] | 2.00 | - |" in lines[2]
     assert lines[2].endswith("| 2,400 | 0.5 |")
     assert "| 4 | refine | 1 of 3 | 90.00 | 100.00 | 50.00 [40.00, 61.00] |" in lines[3]
     read = list(csv.DictReader(io.StringIO(table.comma_separated(rows))))
@@ -69,7 +85,7 @@ def test_a_distance_stands_before_and_after(tmp_path):
     found = table.summarize([*zip(runs, results, strict=True)])
     lines = table.markdown(found).splitlines()
     assert "| DER | W1, no defense | W1 | training, s |" in lines[0]
-    assert "| 1.250 ± 0.000 | 0.500 ± 3.177 |" in lines[2]  # 12.706 standard errors, of two seeds
+    assert "| 1.250 | 0.500 [0.000, 1.414] |" in lines[2]  # and not 12.706 standard errors, of two seeds, both ways
     row = next(csv.DictReader(io.StringIO(table.comma_separated(found))))
     assert (float(row["w1_no_defense"]), float(row["w1"])) == (1.25, 0.5)
     of_one = table.markdown(table.summarize([(runs[0], results[0])])).splitlines()
@@ -87,6 +103,11 @@ def test_what_makes_a_run_doubtful_stands_below_the_table(tmp_path):
     assert said == [wanted]
     read = list(csv.DictReader(io.StringIO(table.comma_separated(rows))))
     assert [row["doubtful"] for row in read] == ["", "0 1"]
+
+
+def test_a_sign_that_parts_cells_is_escaped(rows):
+    lines = table.markdown([{**rows[0], "values": {"dataset.root": "a|b"}}]).splitlines()
+    assert lines[2].startswith(r"| a\|b | refine | 3 |")
 
 
 def test_a_warning_is_of_the_defense_that_it_names(tmp_path):

@@ -1,3 +1,4 @@
+import errno
 import logging
 import os
 import pathlib
@@ -150,6 +151,28 @@ def test_a_file_that_is_damaged_is_noticed_and_the_checkpoint_before_is_used(who
 def _unread(folder):
     """Data files of a process, whose contents Orbax has merged into others."""
     return {file.name for file in (folder / "2" / "state").rglob("ocdbt.process_0/d/*")}
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError("of the host"), "of the host"),
+        (OSError(errno.EMFILE, "Too many open files"), r"2 cannot be read now \(Too many open files\); nothing says"),
+        (ValueError("FAILED [os_error_code='5']"), r"2 cannot be read now \(Input/output error\)"),
+    ],
+    ids=["memory", "Python's", "TensorStore's"],
+)
+def test_what_may_be_read_a_moment_later_is_not_damaged(whole, tmp_path, monkeypatch, error, message):
+    shutil.copytree(whole, tmp_path / "kept")
+
+    def fail(*_, **__):
+        raise error
+
+    with Checkpoints(tmp_path / "kept") as kept:
+        monkeypatch.setattr(kept._manager, "restore", fail)
+        with pytest.raises((MemoryError, StorageError), match=message):
+            kept.restore_newest_whole(state())
+    assert sorted(os.listdir(tmp_path / "kept")) == ["1", "2"]
 
 
 @threads

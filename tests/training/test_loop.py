@@ -260,9 +260,29 @@ def test_seconds_are_those_of_all_runs_together(training, monkeypatch):
     assert outcome.images_per_second == pytest.approx(BATCH / 10)
 
 
+def test_a_step_that_is_refused_an_answer_leaves_those_before_it_saved(training):
+    """As of a victim that is asked, and is down, or whose budget is spent."""
+
+    def refuse():
+        raise WorkdirError("no answer")
+
+    journal = training.journal()
+    for _ in range(2):  # the second time nothing has been done that could be saved
+        with pytest.raises(WorkdirError, match="no answer"):
+            training.fit(journal, before=at(6, refuse))
+        assert read(journal.checkpoints)[0]["step"] == 5
+    with pytest.raises(WorkdirError, match="no answer"):
+        training.fit(before=at(6, refuse))
+    outcome, steps = training.fit(journal)
+    assert steps == TOTAL - 5
+    assert [row["step"] for row in logged(journal)] == [*range(1, TOTAL + 1)]
+    chex.assert_trees_all_equal(outcome.state, training.fit()[0].state)
+
+
 def test_a_checkpoint_of_another_identity_is_refused(training):
     training.fit(training.journal())
-    with pytest.raises(WorkdirError, match=r"checkpoints is of {'sha256': 'abc'}, this run of {'sha256': 'other'}"):
+    message = r"checkpoints is of {'sha256': 'abc'}, this run of {'sha256': 'other'}: delete .*run to train again"
+    with pytest.raises(WorkdirError, match=message):
         training.fit(training.journal(identity={"sha256": "other"}))
 
 

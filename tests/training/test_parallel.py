@@ -3,6 +3,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -49,3 +50,15 @@ def test_more_devices_than_there_are_and_batches_that_cannot_be_shared_are_refus
     Execution(devices=None).check_batch("victim.batch_size", 129)
     with pytest.raises(SettingError, match=r"^victim.batch_size = 128: allowed: a multiple of 3, the number of dev"):
         Execution(devices=None).check_batch("victim.batch_size", 128)
+
+
+def test_images_go_by_the_memory_of_a_device_of_this_process(monkeypatch):
+    """Of another process's device, JAX raises where its memory is asked for."""
+    devices = [types.SimpleNamespace(process_index=index, number=number) for index in (0, 1) for number in (0, 1)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for index in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        for count in (2, 4, None):
+            own = Execution(devices=count).own()
+            assert (own.process_index, own.number) == (index, 0)

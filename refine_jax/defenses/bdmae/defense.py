@@ -17,6 +17,7 @@ from refine_jax.defenses.bdmae.restoration import ImageDraws, purify
 from refine_jax.defenses.bdmae.settings import DEFAULTS as DEFAULTS
 from refine_jax.defenses.bdmae.settings import Search, network
 from refine_jax.defenses.bdmae.settings import check as check
+from refine_jax.defenses.bdmae.settings import shared_batches as shared_batches
 from refine_jax.defenses.contract import Fitted, Needs
 from refine_jax.interop import mae_weights
 from refine_jax.keys import named_key

@@ -95,7 +95,7 @@ def pretrain(
         execution: On which devices, and how.
     """
     module, images = network(settings), clean.images
-    on_device, streamed = stream.place("bdmae", images, execution.feed, execution.chosen()[0])
+    on_device, streamed = stream.place("bdmae", images, execution.feed, execution.own())
     feed = Feed(
         len(images),
         settings["batch_size"],

@@ -73,6 +73,11 @@ def network(settings: Mapping[str, Any]) -> MaskedAutoencoder:
     return MaskedAutoencoder(**{name: settings[name] for name in _NETWORK})
 
 
+def shared_batches(settings: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the batches that several devices share, as in `registry`: with published weights nothing is trained."""
+    return {"batch_size": settings["batch_size"]} if settings["mae_checkpoint"] is None else {}
+
+
 def check(prefix: str, settings: Mapping[str, Any], num_images: int, image_size: tuple[int, int]) -> None:
     """Refuses what BDMAE cannot work with; reads the checkpoint where one is given.
 

@@ -136,7 +136,11 @@ class AnswerCache:
         if not there.startswith(header):
             file.close()
             found = there.partition(b"\n")[0].decode(errors="replace")
-            raise WorkdirError(f"{self.path} holds answers of another oracle: {found:.300}; this one is {header!r}")
+            own = header.decode().rstrip()
+            raise WorkdirError(
+                f"{self.path} holds answers of another oracle: {found:.300}; this one is {own}: use another file, or "
+                "delete it, and all is asked again"
+            )
         size = self._record.itemsize
         places = [*_whole_records(there, len(header), size)]
         end = places[-1] + size if places else len(header)

@@ -87,7 +87,8 @@ def defend(
         method: 'substitute' or 'zeroth_order'.
         seed: For everything that is drawn.
         folder: Where checkpoints and metrics are left. The same call goes on from there where it was stopped, and
-            asks nothing twice if the oracle has a cache. None: what is stopped is lost.
+            asks no image twice if the oracle has a cache; what steps are done again show of T(x) is the same image
+            where arithmetic repeats bit for bit. None: what is stopped is lost.
 
     Raises:
         SettingError: A setting is unknown or impossible.

@@ -41,6 +41,7 @@ class Learned:
         images_per_second: Of the last training.
         parameters: How many numbers were trained.
         findings: JSON values: queries, calls, and how far copy, victim and defended victim agree.
+        steps: Of the trainings, by the names of the parts.
     """
 
     unet: UNet
@@ -50,6 +51,7 @@ class Learned:
     images_per_second: float | None
     parameters: int
     findings: Mapping[str, Any]
+    steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 # (oracle, images uint8 [N, H, W, 3], settings, seed, journal, execution) -> Learned
@@ -181,6 +183,7 @@ def fitting(learn: Learn) -> Callable[..., Fitted]:
             budget=settings["budget"],
             retries=0,
             cache=None if journal is None else journal.checkpoints / "answers",
+            victim=None if journal is None else journal.identity.get("victim_sha256"),
         ) as oracle:
             learned = learn(oracle, clean.images, settings, seed, journal, execution)
         image_size = clean.images.shape[1:3]
@@ -188,7 +191,8 @@ def fitting(learn: Learn) -> Callable[..., Fitted]:
             classifier, learned.unet_variables, learned.permutation, learned.unet, oracle.answers, image_size
         )
         took = (learned.seconds, learned.images_per_second, learned.parameters)
-        return Fitted(behind, *took, findings=learned.findings)
+        parts = {} if journal is None else {_folder_of(part): steps for part, steps in learned.steps.items()}
+        return Fitted(behind, *took, parts=parts, findings=learned.findings)
 
     return fit
 
@@ -206,7 +210,11 @@ def load(
 
 def checkpoints_of(folder: pathlib.Path, part: str) -> pathlib.Path:
     """Where the checkpoints of a part lie, in the defense's folder of them."""
-    return folder / part / "checkpoints"
+    return folder / _folder_of(part)
+
+
+def _folder_of(part: str) -> str:
+    return f"{part}/checkpoints"
 
 
 def journal_of(journal: Journal | None, part: str, oracle: Oracle, answers: np.ndarray) -> Journal | None:

@@ -63,6 +63,8 @@ class Oracle:
         retries: How often a call is tried again.
         wait: Seconds before the first of these.
         cache: File of the answers; one for each victim, since a function cannot be told from another.
+        victim: What tells the victim from others, such as a version or a hash of its weights: kept in the cache, which
+            is then refused to another one. None: nothing does.
         sleep: What waits.
 
     Raises:
@@ -84,6 +86,7 @@ class Oracle:
         retries: int = 5,
         wait: float = 1.0,
         cache: str | os.PathLike[str] | None = None,
+        victim: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ):
         self.answers = choose("answers", answers, ANSWERS)
@@ -104,6 +107,8 @@ class Oracle:
         self.batch_size, self.failures, self.served = batch_size, 0, 0
         self._function, self._retries, self._wait, self._sleep = function, retries, wait, sleep
         identity = {"answers": answers, "shown": shown, "num_classes": num_classes, "image_size": self.image_size}
+        # Without one it is what it was before there was a choice, so that earlier caches stay known.
+        identity |= {} if victim is None else {"victim": victim}
         self._cache = AnswerCache(cache, num_classes if answers == "probabilities" else 1, identity)
 
     @property

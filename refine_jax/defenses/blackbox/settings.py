@@ -65,6 +65,13 @@ def of_unet(settings: Mapping[str, Any]) -> dict[str, Any]:
     return refine_settings.complete({**own, "data_fraction": 1.0})
 
 
+def shared_batches(settings: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the batches that several devices share, as in `registry`: a step that asks is one device's."""
+    if "copy" not in settings:
+        return {}
+    return {"batch_size": settings["batch_size"], "copy.batch_size": settings["copy"]["batch_size"]}
+
+
 def check(prefix: str, settings: Mapping[str, Any], num_images: int, image_size: tuple[int, int]) -> None:
     """Refuses what a black-box defense cannot be fitted with; arguments as in `registry`.
 
@@ -126,6 +133,7 @@ def _check_copy(prefix: str, copy: Mapping[str, Any], num_images: int) -> None:
     optimizer.check(prefix, copy)
     choose(f"{prefix}.name", copy["name"], networks.names())
     _require_whole(prefix, copy, "width", 1)
+    networks.check_width(f"{prefix}.width", copy["width"], COPY["width"], copy["name"])
     if not 0 <= copy["held_out"] < 1:
         raise SettingError(f"{prefix}.held_out", copy["held_out"], "0 or more and below 1")
     available = num_images - round(copy["held_out"] * num_images)

@@ -42,6 +42,7 @@ from refine_jax.defenses.blackbox.learned import (
 from refine_jax.defenses.blackbox.learned import load as load
 from refine_jax.defenses.blackbox.oracle import BudgetSpent, Oracle
 from refine_jax.defenses.blackbox.settings import check as check
+from refine_jax.defenses.blackbox.settings import shared_batches as shared_batches
 from refine_jax.defenses.contract import Needs
 from refine_jax.errors import WorkdirError
 from refine_jax.files import read_record, write_record
@@ -133,6 +134,7 @@ def learn(
         fitted.train_images_per_second,
         count_parameters(outcome.state.params) + fitted.parameters,
         {**asking, **shares, **of_copy},
+        {"copy": int(outcome.state.step), "unet": fitted.steps or 0},
     )
 
 
@@ -180,7 +182,7 @@ def train_copy(
     image_size = images.shape[1:3]
     network, options = own_settings.network_of(settings, num_classes, image_size, remat=execution.remat)
     stage = "refine_substitute copy"
-    on_device, streamed = stream.place(stage, images, execution.feed, execution.chosen()[0])
+    on_device, streamed = stream.place(stage, images, execution.feed, execution.own())
     feed = Feed(
         len(images),
         settings["batch_size"],

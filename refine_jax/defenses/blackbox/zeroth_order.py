@@ -42,6 +42,7 @@ from refine_jax.defenses.blackbox.learned import (
 from refine_jax.defenses.blackbox.learned import load as load
 from refine_jax.defenses.blackbox.oracle import BudgetSpent, Oracle
 from refine_jax.defenses.blackbox.settings import check as check
+from refine_jax.defenses.blackbox.settings import shared_batches as shared_batches
 from refine_jax.defenses.contract import Needs
 from refine_jax.defenses.mapping import derangement
 from refine_jax.errors import SettingError
@@ -96,7 +97,7 @@ def learn(
         raise SettingError("answers", oracle.answers, "probabilities; for labels there is refine_substitute")
     images = refine.take_fraction(images, settings["data_fraction"], named_key(seed, "blackbox/data"))
     execution = dataclasses.replace(execution, devices=1, steps_per_call=1)
-    on_device, streamed = stream.place("refine_zeroth_order", images, execution.feed, execution.chosen()[0])
+    on_device, streamed = stream.place("refine_zeroth_order", images, execution.feed, execution.own())
     feed = Feed(
         len(images),
         settings["batch_size"],
@@ -135,7 +136,7 @@ def learn(
     }
     parameters = count_parameters(outcome.state.params)
     took = (outcome.seconds, outcome.images_per_second, parameters)
-    return Learned(unet, variables, permutation, *took, findings)
+    return Learned(unet, variables, permutation, *took, findings, {"unet": int(outcome.state.step)})
 
 
 fit = fitting(learn)

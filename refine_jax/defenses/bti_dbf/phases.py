@@ -35,6 +35,12 @@ class Phases:
         seed: For the choice of the images, their order and augmentation.
         journal: Of the defense; a phase has a folder in that of its checkpoints. None: nothing is left.
         execution: On which devices, and how.
+
+    Attributes:
+        images: The chosen ones.
+        labels: Theirs.
+        seconds: Spent training, over all runs that it took.
+        parts: Of the phases that are done, as in `Fitted`.
     """
 
     def __init__(
@@ -52,8 +58,9 @@ class Phases:
         self.images, self.labels = clean.images.take(chosen, axis=0), clean.labels[chosen]
         self.settings, self.seed, self.execution = settings, seed, execution
         self._name, self._journal = name, journal
-        self._on_device, self._streamed = stream.place(name, self.images, execution.feed, execution.chosen()[0])
+        self._on_device, self._streamed = stream.place(name, self.images, execution.feed, execution.own())
         self.seconds = 0.0
+        self.parts: dict[str, int] = {}
         self._done, self._steady = 0, 0.0  # images, and seconds that they take at full speed
         self._steps: dict[Hashable, Step] = {}
 
@@ -124,6 +131,8 @@ class Phases:
         state = jax.tree.map(jnp.copy, state)
         outcome = loop.fit(f"{self._name} {phase}", step, state, given, feed, schedule, journal, kept)
         self.seconds += outcome.seconds
+        if self._journal is not None:
+            self.parts[_folder_of(phase)] = int(outcome.state.step)
         if outcome.images_per_second:
             images = epochs * feed.steps_per_epoch * feed.batch_size
             self._done, self._steady = self._done + images, self._steady + images / outcome.images_per_second
@@ -174,4 +183,8 @@ def carried(state: TrainState) -> TrainState:
 
 def checkpoints_of(folder: pathlib.Path, phase: str) -> pathlib.Path:
     """Where a phase's checkpoints lie, in the defense's folder of them."""
-    return folder / phase / "checkpoints"
+    return folder / _folder_of(phase)
+
+
+def _folder_of(phase: str) -> str:
+    return f"{phase}/checkpoints"

@@ -124,6 +124,7 @@ def fit(
         phases.seconds,
         phases.images_per_second,
         2 * count_parameters(state.params) + inversion.mask_size,
+        parts=phases.parts,
         findings=findings,
     )
 

@@ -112,7 +112,8 @@ def fit(
         state = carried(phases.train(f"unlearning{number}", step, state, *given, settings["unlearning_learning_rate"]))
     trained = (count_parameters(state.params), count_parameters(inversion.state.params), inversion.mask_size)
     defended = Unlearned(with_variables(classifier, state.variables), clean.images.shape[1:3])
-    return Fitted(defended, phases.seconds, phases.images_per_second, sum(trained), findings=findings)
+    took = (phases.seconds, phases.images_per_second, sum(trained))
+    return Fitted(defended, *took, parts=phases.parts, findings=findings)
 
 
 def load(

@@ -1,5 +1,6 @@
 """Black-box defenses from end to end, on a victim that counts and fails."""
 
+import dataclasses
 import functools
 import json
 
@@ -16,6 +17,7 @@ from refine_jax.errors import SettingError, StorageError, WorkdirError
 from refine_jax.files import hash_arrays
 from refine_jax.networks import registry
 from refine_jax.training import compilation
+from refine_jax.training.checkpoints import read
 from refine_jax.training.journal import Journal
 from tests.defenses.blackbox.counting import SIDE, Counting, K, images, one_in_five
 
@@ -150,6 +152,8 @@ def test_zeroth_order_ends_with_the_last_step_of_its_budget_and_asks_nothing_twi
         pytest.raises(OracleError, match="answers are kept"),
     ):
         defend(asked, images(N), given, method="zeroth_order", seed=3, folder=tmp_path)
+    # Three calls for the clean images, eight a step: where arithmetic does not repeat, steps would be paid again.
+    assert read(tmp_path / "checkpoints" / "unet" / "checkpoints")[0]["step"] == (100 - 3) // 8
     failing = Counting(one_in_five)
     with oracle(failing, budget=budget, cache=tmp_path / "answers") as asked:
         defended = defend(asked, images(N), given, method="zeroth_order", seed=3, folder=tmp_path)
@@ -171,13 +175,21 @@ def test_of_a_classifier_of_the_registry_nothing_is_seen_but_labels(tmp_path):
     kernel = np.kron(np.eye(K), np.ones((SIDE * SIDE * 3 // K, 1))) * 8 / (SIDE * SIDE * 3 // K)
     variables = {"params": {"Dense_0": {"kernel": kernel.astype(np.float32), "bias": np.zeros(K, np.float32)}}}
     classifier = Classifier("linear", variables, K, (0.0,) * 3, (1.0,) * 3)
-    journal = Journal(tmp_path / "checkpoints", tmp_path / "metrics.jsonl", {}, 10, 5.0)
+    journal = Journal(tmp_path / "checkpoints", tmp_path / "metrics.jsonl", {"victim_sha256": "abc"}, 10, 5.0)
     given = {**substitute.DEFAULTS, **UNET, "copy": {**substitute.DEFAULTS["copy"], **COPY}}
     given |= {"answers": "labels", "budget": N + CHECKED}
     fitted = substitute.fit(classifier, Split.unlabeled(images(N)), given, 0, K, journal)
     found = fitted.findings
     assert (found["queries"], found["images"], found["answers"]) == (N + CHECKED, N, "labels")
     assert fitted.parameters > 0 < fitted.train_seconds
+    assert {*fitted.parts} == {"copy/checkpoints", "unet/checkpoints"}
+    for part, steps in fitted.parts.items():
+        assert (tmp_path / "checkpoints" / part / str(steps)).is_dir()
+
+    # An unfinished defense does not go on with what an earlier victim has answered.
+    later = dataclasses.replace(journal, identity={"victim_sha256": "def"})
+    with pytest.raises(WorkdirError, match="answers holds answers of another oracle"):
+        substitute.fit(classifier, Split.unlabeled(images(N)), given, 0, K, later)
 
     loaded = substitute.load(tmp_path / "checkpoints", classifier, given, (SIDE, SIDE))
     shown = images(10, seed=5) / np.float32(255)
@@ -209,6 +221,11 @@ def test_a_budget_that_does_not_reach_is_said_before_anything_is_asked(method, b
         ("substitute", {"copy": {"widht": 3}}, r"copy\.widht = 3: .* \(did you mean 'width'"),
         ("substitute", {"copy": {"batch_size": 44}}, r"substitute\.copy\.batch_size = 44: allowed: at most the 43"),
         ("substitute", {"copy": {"held_out": 1.0}}, r"substitute\.copy\.held_out"),
+        (
+            "substitute",
+            {"copy": {"name": "vit", "width": 16, "batch_size": 8}},
+            r"substitute\.copy\.width = 16: allowed: 64, as by itself, with vit, which has no other; any with",
+        ),
         ("substitute", {"batch_size": 49}, r"substitute\.batch_size = 49"),
         (
             "substitute",

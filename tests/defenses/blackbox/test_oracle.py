@@ -10,9 +10,9 @@ from refine_jax.errors import SettingError, StorageError, WorkdirError
 from tests.defenses.blackbox.counting import SIDE, Counting, K, images, one_in_five
 
 
-def oracle(victim, **given):
+def oracle(function, **given):
     waited = []
-    made = Oracle(victim, K, (SIDE, SIDE), **{"batch_size": 4, "sleep": waited.append, **given})
+    made = Oracle(function, K, (SIDE, SIDE), **{"batch_size": 4, "sleep": waited.append, **given})
     made.waited = waited
     return made
 
@@ -155,6 +155,11 @@ def test_another_oracles_answers_are_refused(tmp_path):
     with pytest.raises(WorkdirError, match="another oracle: something else"):
         oracle(Counting(), cache=path)
     assert path.read_text() == "something else\n"
+    oracle(Counting(), cache=tmp_path / "first", victim="first").close()
+    oracle(Counting(), cache=tmp_path / "first", victim="first").close()
+    for other in ("second", None):
+        with pytest.raises(WorkdirError, match=r"another oracle: .*first.*: use another file, or delete it"):
+            oracle(Counting(), cache=tmp_path / "first", victim=other)
     with pytest.raises(StorageError, match="cannot be written"):
         oracle(Counting(), cache=tmp_path)
 

@@ -3,6 +3,8 @@
 import pytest
 
 from refine_jax import pipeline
+from refine_jax.errors import WorkdirError
+from refine_jax.files import read_record
 from refine_jax.training import compilation
 from tests.defenses.bti_dbf import small
 from tests.defenses.bti_dbf.small import net_fixture  # noqa: F401
@@ -28,3 +30,14 @@ def test_each_number_of_rounds_is_measured_of_one_fit(tmp_path, tiny, net):
     assert two["counts"] == found["counts"]
     assert one["w1"] != two["w1"]  # another purifier, though it may come to the same answers
     assert one["counts"]["ba"][1] == len(tiny.test)
+
+    # What a checkpoint has come to on its way has no hash: the last of every phase is noted, and has to be there.
+    folder = tmp_path / "defense" / "bti_dbf_p"
+    parts = read_record(folder / "stage.json", ())["outcome"]["parts"]
+    names = ["pretraining", *(f"{name}{n}" for n in (1, 2) for name in ("mask", "inversion", "purification"))]
+    assert [*parts] == [f"{name}/checkpoints" for name in names]
+    last = folder / "checkpoints" / "purification1" / "checkpoints" / str(parts["purification1/checkpoints"])
+    last.rename(last.with_name("1"))  # as where an earlier one is the newest that is left
+    (tmp_path / "results.json").unlink()
+    with pytest.raises(WorkdirError, match=rf"{last} is missing: stage 'defend' trains it again"):
+        pipeline.run(made, str(tmp_path), ["evaluate"])
