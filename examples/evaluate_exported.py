@@ -135,6 +135,9 @@ def main() -> None:
     given = parser.parse_args()
     predict, manifest = load(given.export)
     data = read_images(given.images, manifest["class_names"])
+    target, most = given.target if given.target is not None else data.get("target"), len(manifest["permutation"]) - 1
+    if "triggered" in data and (target is None or not 0 <= target <= most):
+        sys.exit(f"error: --target = {target}: allowed: 0 to {most}, as there are triggered images")
     probabilities = predict(data["images"])
     if given.probabilities:
         np.save(given.probabilities, probabilities)
@@ -145,7 +148,7 @@ def main() -> None:
     none = np.zeros(0, int)
     triggered = predict(data["triggered"]).argmax(axis=1) if "triggered" in data else none
     triggered_labels = data.get("triggered_labels", data["labels"]) if "triggered" in data else none
-    target = given.target if given.target is not None else int(data.get("target", 0))
+    target = 0 if target is None else int(target)  # not looked at without triggered images
     counts = measure(answers, data["labels"], triggered, triggered_labels, target, manifest["permutation"])
     figures = {name: hits / total if total else None for name, (hits, total) in counts.items()}
     print(json.dumps({**figures, "counts": counts}, indent=2))

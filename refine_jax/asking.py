@@ -20,7 +20,13 @@ def compiled(classifier: Any) -> Callable[[jax.Array], jax.Array]:
     """Compiles a classifier, defended or not; its weights are an argument, so that they are not folded into it.
 
     They are brought to the device once, not with every batch.
+
+    Raises:
+        SettingError: It is a plain function, which has no weights to be seen: jax.jit compiles it.
     """
+    if jax.tree_util.all_leaves([classifier]):
+        name = getattr(classifier, "__qualname__", repr(classifier))
+        raise SettingError("classifier", name, "one of this project, defended or not; jax.jit compiles a function")
     return functools.partial(_answer, jax.device_put(classifier))
 
 

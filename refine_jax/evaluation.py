@@ -51,7 +51,7 @@ def measure(
         RefineError: A score is not a number.
     """
     shown = triggered is not None
-    _check(labels, triggered_labels, target if shown else None, permutation if shown else None)  # before it takes long
+    _check(labels, triggered_labels, target, permutation, shown)  # before it takes long
     if labels is not None:
         chex.assert_equal_shape_prefix([images, np.asarray(labels)], 1)
     answers = answer(predict, None if labels is None else images, triggered)
@@ -81,7 +81,7 @@ def count(
         SettingError: A label or the target is no class, or the permutation is none.
     """
     shown, num_classes = answers.triggered is not None, answers.num_classes or 0
-    _check(labels, triggered_labels, target if shown else None, permutation if shown else None, num_classes)
+    _check(labels, triggered_labels, target, permutation, shown, num_classes)
     hits: dict[str, Any] = dict.fromkeys(("ba", "asr", "asr_all", "mapped_asr", "ra"))
     by_class = None
     if answers.clean is not None:
@@ -99,8 +99,15 @@ def count(
     return {**figures, "counts": counts, "ci95": intervals, "answers": by_class}
 
 
-def _check(labels, triggered_labels, target, permutation, num_classes: int | None = None) -> None:
-    """Refuses what would count for nothing, and so make a figure look perfect; K may not be known yet."""
+def _check(labels, triggered_labels, target, permutation, triggered: bool, num_classes: int | None = None) -> None:
+    """Refuses what would count for nothing, and so make a figure look perfect; K may not be known yet.
+
+    Target and permutation are not looked at without triggered images.
+    """
+    if triggered and target is None:
+        raise SettingError("target", None, "the attacker's class, as there are triggered images")
+    if not triggered:
+        target = permutation = None
     allowed = "a class, 0 to " + ("the number of classes less 1" if num_classes is None else f"{num_classes - 1}")
     for name, given in (("labels", labels), ("triggered_labels", triggered_labels), ("target", target)):
         classes = np.asarray([] if given is None else given)

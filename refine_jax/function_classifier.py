@@ -95,6 +95,9 @@ def wrap(
         raise SettingError("classifier", name, f"{_WANTED}, with a gradient; {_shown(error)}") from error
     if not gradient.any() or not np.isfinite(gradient).all():
         raise SettingError("classifier", name, f"{_WANTED}, through which a gradient comes that is finite and not 0")
+    answers = np.asarray(classifier(images), np.float64)
+    if shown[1] > 1 and (answers >= 0).all() and np.allclose(answers.sum(axis=1), 1, atol=1e-2):
+        raise SettingError("classifier", name, f"{_WANTED}, before a softmax: those of this one add up to 1")
     return classifier
 
 

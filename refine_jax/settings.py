@@ -140,6 +140,7 @@ def _check_values(settings: Mapping[str, Any]) -> None:
         optimizer.check("victim", victim)
     if "adaptive" in victim:
         adaptive.check(victim["adaptive"])
+        _check_known(victim, settings["defense"])
     if "refine" in settings["defense"]["names"]:
         optimizer.check("defense", settings["defense"])
     for field, value, fine, allowed in (
@@ -175,6 +176,14 @@ def _check_values(settings: Mapping[str, Any]) -> None:
     if run["remat"] and "remat" not in networks.options(victim["name"]):
         able = [name for name in networks.names() if "remat" in networks.options(name)]
         raise SettingError("run.remat", True, f"with {', '.join(able)}; victim.name is {victim['name']!r}")
+
+
+def _check_known(victim: Mapping[str, Any], defense: Mapping[str, Any]) -> None:
+    """Refuses an attacker who is said to know a mapping, and would be trained with another one."""
+    mapping = defense.get("mapping", "derangement")
+    if victim["adaptive"]["knowledge"] == "known" and victim["workdir"] is None and mapping != "derangement":
+        allowed = f"unknown or guessed with defense.mapping={mapping}: who knows the mapping knows a derangement"
+        raise SettingError("victim.adaptive.knowledge", "known", allowed)
 
 
 def _check_import(victim: Mapping[str, Any]) -> None:

@@ -229,6 +229,16 @@ def test_impossible_values_are_refused(field, value, allowed):
         settings.complete(adaptive_config(**{field: value}))
 
 
+@pytest.mark.parametrize("mapping", ["shift", "identity"])
+def test_who_knows_the_mapping_knows_a_derangement(mapping):
+    small = adaptive_config(knowledge="known")
+    small.defense.mapping = mapping
+    with pytest.raises(SettingError, match=rf"knowledge = 'known': allowed: unknown or guessed with .*={mapping}: "):
+        settings.complete(small)
+    small.victim.workdir = "another run"  # whose victim is what it is, and may be met by any mapping
+    assert settings.complete(small)["defense"]["mapping"] == mapping
+
+
 def test_an_imported_victim_is_not_trained_by_anybody():
     small = adaptive_config()
     small.victim.checkpoint = "given.pth"

@@ -158,6 +158,17 @@ def measure_with(predict, classes, **changed):
     return evaluation.measure(predict, **{**arguments, **changed})
 
 
+def test_without_a_target_triggered_images_count_for_nothing():
+    with pytest.raises(SettingError, match="target = None: allowed: the attacker's class"):
+        measure_with(None, [0, 1], target=None)  # before anything is asked
+    assert measure_with(read, [0, 1], triggered=None, target=None)["asr"] is None
+
+
+def test_a_plain_function_has_no_weights_to_be_compiled_with():
+    with pytest.raises(SettingError, match=r"classifier = 'read': allowed: one of this project.*jax\.jit"):
+        evaluation.compiled(read)
+
+
 @pytest.mark.parametrize("target", [-1, K, 99])
 def test_a_target_that_is_no_class_is_refused(target):
     with pytest.raises(SettingError, match=rf"target = {target}: allowed: a class, 0 to "):

@@ -238,6 +238,9 @@ class Training:
         if wanted.contrastive_features == "features" and not splits:
             allowed = "pixels or logits with a classifier that does not split into features and head"
             raise SettingError("defense.contrastive_features", "features", allowed)
+        if wanted.unet_input == "normalized" and not isinstance(classifier, Classifier):
+            allowed = "unit with a function, whose preprocessing is its own and cannot come before the U-Net"
+            raise SettingError("defense.unet_input", "normalized", allowed)
         return cls(classifier, settings, wanted, UNet(width=settings["width"], depth=settings["depth"]), execution)
 
     def findings(self, images: Any, seed: int) -> Mapping[str, Any]:

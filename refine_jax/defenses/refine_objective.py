@@ -33,6 +33,7 @@ def transform(unet: UNet, variables: Any, classifier: Classifier, images: jax.Ar
     Returns:
         (T(x) [N, H, W, 3], the new batch_stats, as they were where not `train`).
     """
+    chex.assert_type(images, float)  # whole numbers would pass the U-Net, and come out as an image
     if Objective.of(settings).unet_input == "normalized":
         images = classifier.preprocess(images)
     outputs: Any

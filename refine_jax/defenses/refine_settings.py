@@ -208,8 +208,10 @@ def complete(settings: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns the whole section 'defense' of which some fields, or none, are given.
 
     Raises:
-        SettingError: A field is unknown, or its value of another type.
+        SettingError: It is no mapping, a field is unknown, or its value of another type.
     """
+    if not (settings is None or isinstance(settings, Mapping | ConfigDict)):
+        raise SettingError("settings", f"of type {type(settings).__name__}", "a mapping of fields to values, or None")
     given = _given(settings)
     for name in given:
         if name not in DEFAULTS:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -42,6 +43,7 @@ class Transformed:
 
     def transform(self, images: jax.Array) -> jax.Array:
         """What the classifier is shown of images.  Float in [0, 1] [N, H, W, 3] -> the same"""
+        chex.assert_type(images, float)  # operations reckon with [0, 1]
         return self.operation(images, **self.strength, **self.drawn)
 
     def __call__(self, images: jax.Array) -> jax.Array:

@@ -62,6 +62,8 @@ def test_one_call_gives_a_defended_classifier_and_leaves_the_classifier_as_it_wa
     assert (defended.permutation != np.arange(K)).all()
     assert set(defended.unet_variables) == {"params", "batch_stats"}
     assert defended.image_size == (8, 8)
+    with pytest.raises(AssertionError, match="uint8"):
+        defended(images)
 
 
 def test_streamed_or_rematerialized_it_comes_to_the_same(classifier, images):
@@ -145,11 +147,23 @@ def to_numpy(images):
         (lambda images: images.reshape(2, 5), "this one raises TypeError"),
         (lambda images: jax.nn.one_hot(images.mean((1, 2)).argmax(1), 3), "a gradient comes that is finite and not 0"),
         (lambda images: images.mean((1, 2)) / 0, "a gradient comes that is finite and not 0"),
+        (lambda images: jax.nn.softmax(images.mean((1, 2))), "before a softmax: those of this one add up to 1"),
     ],
 )
 def test_a_function_that_is_no_classifier_is_refused_before_any_training(function, message, images, fitted):
     with pytest.raises(SettingError, match=message):
         defend(function, images, SMALL)
+    assert fitted == []
+
+
+def test_a_functions_own_preprocessing_cannot_come_before_the_unet(images):
+    with pytest.raises(SettingError, match=r"defense\.unet_input = 'normalized': allowed: unit with a function"):
+        defend(lambda images: images.mean((1, 2)), images, {**SMALL, "preset": "authors_code"})
+
+
+def test_labels_are_no_settings(classifier, images, fitted):
+    with pytest.raises(SettingError, match="settings = 'of type ndarray': allowed: a mapping of fields to values"):
+        defend(classifier, images, np.zeros(len(images), int))
     assert fitted == []
 
 

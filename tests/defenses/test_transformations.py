@@ -54,6 +54,13 @@ def defend(name, images, own=None):
     return DEFENSES[name].fit(classifier, Split.unlabeled(images), own or SETTINGS[name], 0, 3).defended
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+def test_images_of_whole_numbers_are_refused(name):
+    images = photographs(8, 8)
+    with pytest.raises(AssertionError, match="uint8"):
+        defend(name, images)(images)
+
+
 @pytest.mark.parametrize("size", [(32, 32), (17, 23), (5, 4)])
 def test_jpeg_is_bit_for_bit_pillows(size):
     images = photographs(*size)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -105,6 +106,12 @@ def test_an_altered_file_and_wrong_images_end_in_a_sentence(folder, tmp_path):
     status, said, told = evaluate(folder, tmp_path / "images.npy")
     assert (status, said) == (1, "")
     assert told == "error: images (1, 9, 8, 3) uint8: wanted are [N, *(8, 8, 3)], uint8 or in [0, 1]\n"
+    images = {name: np.zeros((2, 8, 8, 3), np.uint8) for name in ("images", "triggered")}
+    np.savez(tmp_path / "images.npz", labels=[0, 1], **images)
+    for flags, value in (((), "None"), (("--target=-1",), "-1")):
+        status, said, told = evaluate(folder, tmp_path / "images.npz", *flags)
+        assert (status, said) == (1, "")
+        assert re.fullmatch(rf"error: --target = {value}: allowed: 0 to \d+, as there are triggered images\n", told)
     program = folder / "program_uint8.stablehlo"
     program.write_bytes(program.read_bytes()[:-1] + b"0")
     status, said, told = evaluate(folder, tmp_path / "images.npy")

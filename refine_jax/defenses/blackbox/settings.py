@@ -27,7 +27,7 @@ ASKED = {
 # Fields of the registry's sections alone: an oracle says both of itself.
 OF_AN_ORACLE = ("answers", "budget")
 # Of the local copy: as a victim is trained.
-COPY = {
+COPY: dict[str, Any] = {
     "name": "resnet18",
     "width": 64,
     "held_out": 0.1,  # of the images, on which copy and victim are compared
