@@ -76,9 +76,12 @@ def beside_checkpoint(pictures: Pictures, dataset: Dataset) -> Triggered:
         DataError: There is no picture that can be read, or their classes are not those of the data set.
     """
     changes = Changes()
-    there = {path for path, _ in folder_files.read_tree(pictures.folder, changes, "victim.checkpoint").files}
+    tree = folder_files.read_tree(pictures.folder, changes, "victim.checkpoint")
+    there = {path for path, _ in tree.files if path not in tree.links}
     for path, _ in pictures.files:
-        if path not in there:
+        if path in tree.links:  # its maker wrote a file: who linked it, and to what, is anyone's guess
+            changes.note(path, "named by the checkpoint and a link")
+        elif path not in there:
             changes.note(path, "named by the checkpoint and not there")
     files = [(path, label) for path, label in pictures.files if path in there]
     classes = {pictures.target, *(label for _, label in files)}

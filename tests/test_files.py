@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import tracemalloc
 
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +57,36 @@ def test_a_hash_is_sha256_of_place_type_shape_and_values_in_the_order_of_places(
     digest.update(b"['a'] <f4 (2, 3)" + TREE["a"].tobytes())
     digest.update(b"['b']['c'] <i4 (2,)" + TREE["b"]["c"].tobytes())
     assert files.hash_arrays(TREE) == digest.hexdigest()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float64(0.1),
+        np.zeros((3, 0), np.int16),
+        np.arange(12).reshape(3, 4)[:, ::2],
+        np.arange(3, dtype=">i4"),
+        np.array([True, False]),
+        jnp.arange(3, dtype=jnp.bfloat16),
+    ],
+    ids=["a number", "nothing", "strided", "big-endian", "truths", "bfloat16"],
+)
+def test_arrays_of_every_kind_are_hashed_by_their_bytes(value):
+    value = np.asarray(value)
+    facts = f"['a'] {value.dtype.str} {value.shape}".encode()
+    assert files.hash_arrays({"a": value}) == hashlib.sha256(facts + value.tobytes()).hexdigest()
+
+
+def test_a_hash_needs_no_copy_of_the_arrays():
+    array = np.ones((1 << 12, 1 << 10), np.uint8)
+    array.flags.writeable = False
+    tracemalloc.start()
+    try:
+        files.hash_arrays({"a": array})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < array.nbytes // 4
 
 
 def test_the_same_arrays_have_the_same_hash_wherever_they_lie():

@@ -4,12 +4,15 @@ An entry is a folder of .npy files and a manifest. It is written beside its plac
 that it is either there and complete or not there, whoever is interrupted and however many write at once.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import pathlib
+import re
 import shutil
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterable
@@ -23,6 +26,8 @@ _FORMAT = 1
 _MANIFEST = "manifest.json"
 # What is summed of a file when it is opened: all of one under 256 MiB, as much of a larger one, evenly spread.
 _BLOCK, _BLOCKS = 2**20, 256
+# What a killed process has left of an entry, and how many seconds nobody has written to it for that to be sure.
+_PART, _ABANDONED = re.compile(r"\..+-v\d+\.[0-9a-f]{32}(\.damaged)?"), 24 * 3600
 # What opening an entry raises that is not whole.
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
@@ -114,6 +119,7 @@ def _write(entry: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     part = entry.parent / f".{entry.name}.{uuid.uuid4().hex}"
     part.mkdir(parents=True)
     try:
+        _remove_abandoned(entry.parent)
         facts = {}
         for name, array in arrays.items():
             path = part / f"{name}.npy"
@@ -142,10 +148,26 @@ def _move(part: pathlib.Path, entry: pathlib.Path) -> None:
         damaged = part.with_name(f"{part.name}.damaged")
         os.replace(entry, damaged)
         os.replace(part, entry)
-        if damaged.is_dir():
-            shutil.rmtree(damaged, ignore_errors=True)
-        else:
-            damaged.unlink()
+        _remove(damaged)
+
+
+def _remove_abandoned(folder: pathlib.Path) -> None:
+    """Removes what killed processes have left of any entry: each may be as large as a data set."""
+    for name in os.listdir(folder):
+        path = folder / name
+        if not _PART.fullmatch(name):
+            continue
+        with contextlib.suppress(OSError):  # another process removes it, too, or it is another user's
+            files: Iterable[pathlib.Path] = path.iterdir() if path.is_dir() else ()
+            if time.time() - max(file.lstat().st_mtime for file in (path, *files)) > _ABANDONED:
+                _remove(path)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _facts(path: pathlib.Path) -> dict[str, int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from refine_jax.datasets import folder_files, folder_pictures
-from refine_jax.datasets.folder_files import Changes, shown
+from refine_jax.datasets.folder_files import Changes, composed, shown
 from refine_jax.errors import DataError, SettingError, did_you_mean
 
 _MOST_CLASSES = 1_000_000  # where nobody says how many there are: a larger number is a date or the like
@@ -31,6 +31,7 @@ def read(
     Raises:
         SettingError: There is no such folder, or a folder in it is of no class.
         DataError: There is no picture that can be read, or they have another size.
+        StorageError: One cannot be read at the moment.
     """
     place, changes = pathlib.Path(root).expanduser().absolute(), Changes()
     if not place.is_dir():
@@ -65,6 +66,7 @@ def read_files(
 
     Raises:
         DataError: There is no picture that can be read, or they have another size.
+        StorageError: One cannot be read at the moment.
     """
     if not files:
         raise DataError(
@@ -82,8 +84,9 @@ def read_files(
 
 def _number(field: str, name: str, class_names: Sequence[str]) -> int:
     """The class that a folder's name says."""
-    if name in class_names:
-        return class_names.index(name)
+    known_names = [composed(known) for known in class_names]
+    if composed(name) in known_names:
+        return known_names.index(composed(name))
     # Where classes are called by numbers themselves, another number is none of them.
     takes_numbers = not any(known.isdecimal() for known in class_names)
     most = len(class_names) or _MOST_CLASSES

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from refine_jax.datasets import cache, folder_files
-from refine_jax.datasets.folder_files import Changes, Tree, shown
+from refine_jax.datasets.folder_files import Changes, Tree, composed, shown
 from refine_jax.datasets.folder_pictures import read_pictures
 from refine_jax.datasets.images import NO_LABEL, Dataset, Split
 from refine_jax.errors import DataError, SettingError, choose
@@ -29,6 +29,7 @@ _TEST_FOLDERS = ("test", "val", "valid", "validation")
 _LARGEST_SIDE = 4096
 # One picture in so many is held back where there is no folder of test pictures.
 _TEST_EVERY = 5
+_PIXELS_AT_ONCE = 1 << 20  # to be counted, which takes 8 bytes each
 
 
 def load(
@@ -60,6 +61,7 @@ def load(
     Raises:
         SettingError: An option has a value that cannot be.
         DataError: There is not what is needed; what, and where.
+        StorageError: A file cannot be read at the moment.
     """
     del data_dir
     if image_size is not None:
@@ -118,9 +120,21 @@ def _find(root: str | os.PathLike | None, test_root: str | os.PathLike | None) -
             )
         places.append(path)
     if test_root is not None:
-        return {"train": _splits(places[0], places[1]).get("train", places[0]), "test": places[1]}
+        train = _splits(places[0], places[1]).get("train", places[0])
+        if _overlap(train, places[1]):
+            allowed = f"a folder apart from {shown(train)}, whose pictures are trained on: neither in it nor around it"
+            raise SettingError("dataset.test_root", str(test_root), allowed)
+        return {"train": train, "test": places[1]}
     found = _splits(places[0])
+    if "test" in found and _overlap(found["train"], found["test"]):
+        names = " and ".join(f"{shown(found[role].name)}/" for role in ("train", "test"))
+        raise DataError(f"{shown(places[0])}: {names} are one folder, or one is in the other, by a link")
     return found if "train" in found else {"train": places[0]}
+
+
+def _overlap(one: pathlib.Path, other: pathlib.Path) -> bool:
+    """Whether one folder lies in the other, or is the other."""
+    return folder_files.is_below(one, other) or folder_files.is_below(other, one)
 
 
 def _splits(root: pathlib.Path, beside: pathlib.Path | None = None) -> dict[str, pathlib.Path]:
@@ -156,7 +170,9 @@ def _splits(root: pathlib.Path, beside: pathlib.Path | None = None) -> dict[str,
 def _class_names(trees: dict[str, Tree], given: Sequence[str] | None) -> tuple[str, ...]:
     """The classes in the order of their numbers; none where no picture has a label."""
     if given is not None:
-        if len(given) < 2 or len(set(given)) < len(given) or not all(isinstance(name, str) for name in given):
+        # A single str is a sequence of strings, too: of its letters.
+        texts = not isinstance(given, str) and all(isinstance(name, str) for name in given)
+        if not texts or len(given) < 2 or len({composed(name) for name in given}) < len(given):
             raise SettingError("dataset.class_names", given, "two or more names, each once, such as ('cat', 'dog')")
         names = tuple(given)
     else:
@@ -173,7 +189,8 @@ def _class_names(trees: dict[str, Tree], given: Sequence[str] | None) -> tuple[s
             )
     for tree in trees.values():
         for name in tree.classes:
-            choose(f"a class folder of {shown(tree.place)}", name, names)
+            if composed(name) not in map(composed, names):
+                choose(f"a class folder of {shown(tree.place)}", name, names)
     return names
 
 
@@ -181,13 +198,20 @@ def _labeled(tree: Tree, names: tuple[str, ...]) -> list[tuple[str, int]]:
     """The files with their numbers among all classes."""
     if not tree.classes:
         return [(path, NO_LABEL) for path, _ in tree.files]
-    labels = [names.index(name) for name in tree.classes]
+    numbers = {composed(name): number for number, name in enumerate(names)}
+    labels = [numbers[composed(name)] for name in tree.classes]
     return [(path, labels[position]) for path, position in tree.files]
 
 
 def _hold_back(files: list[tuple[str, int]], tree: Tree) -> dict[str, list[tuple[str, int]]]:
-    """Every fifth picture of each class is a test image, in an order that has nothing to do with their names' own."""
-    shuffled = sorted(files, key=lambda file: hashlib.sha256(os.fsencode(file[0])).digest())
+    """Every fifth picture of each class is a test image, in an order that has nothing to do with their names' own.
+
+    A link goes where the picture goes that it leads to, else this one would be trained on and tested on.
+    """
+    leaders = {path: path for path, _ in files if path not in tree.links}
+    leading = {path: leaders.setdefault(tree.links.get(path, path), path) for path, _ in files}
+    alone = [file for file in files if leading[file[0]] == file[0]]
+    shuffled = sorted(alone, key=lambda file: hashlib.sha256(os.fsencode(file[0])).digest())
     by_class: dict[int, list[str]] = {}
     for path, label in shuffled:
         by_class.setdefault(label, []).append(path)
@@ -198,23 +222,30 @@ def _hold_back(files: list[tuple[str, int]], tree: Tree) -> dict[str, list[tuple
             "give test pictures as dataset.test_root"
         )
     return {
-        "train": [file for file in files if file[0] not in test],
-        "test": [file for file in files if file[0] in test],
+        "train": [file for file in files if leading[file[0]] not in test],
+        "test": [file for file in files if leading[file[0]] in test],
     }
 
 
 def _fingerprint(
     files: dict[str, list[tuple[str, int]]], places: dict[str, pathlib.Path], image_size: int | None
 ) -> str:
-    """A short hash that changes when a file does."""
+    """A short hash that changes when a file does.
+
+    Raises:
+        StorageError: One cannot be looked at.
+    """
     digest = hashlib.sha256(json.dumps(image_size).encode())
     for name, listed in files.items():
         for path, label in listed:
+            file = places[name] / path
             try:
-                status = (places[name] / path).stat()
-            except OSError:  # is noted when it is decoded
-                continue
-            digest.update(os.fsencode(f"{name} {label} {status.st_size} {status.st_mtime_ns} {places[name]}/{path}\n"))
+                status = file.stat()
+            except OSError as error:
+                raise folder_files.unreadable(file, error) from error
+            # Archives and cp -p bring a time of change along, which the last of these is not.
+            facts = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+            digest.update(os.fsencode(f"{name} {label} {facts} {file}\n"))
     return digest.hexdigest()[:16]
 
 
@@ -222,10 +253,11 @@ def _build(
     files: dict[str, list[tuple[str, int]]], places: dict[str, pathlib.Path], image_size: int | None
 ) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
-    changes = Changes()
-    logger.info("dataset: %d pictures of %s are decoded, once", sum(map(len, files.values())), shown(places["train"]))
+    changes, count = Changes(), sum(map(len, files.values()))
+    logger.info("dataset: %d pictures of %s are decoded, once", count, shown(places["train"]))
     for name, listed in files.items():
-        arrays[f"{name}_images"], arrays[f"{name}_labels"] = read_pictures(places[name], listed, image_size, changes)
+        images, labels = read_pictures(places[name], listed, image_size, changes, together=count)
+        arrays[f"{name}_images"], arrays[f"{name}_labels"] = images, labels
     sizes = [arrays[f"{name}_images"].shape[1:3] for name in files]
     if len(set(sizes)) > 1:
         (height, width), (test_height, test_width) = sizes
@@ -243,8 +275,11 @@ def _build(
 def _statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of each channel in units of [0, 1]; no deviation is 0, since it is divided by."""
     values = np.arange(256) / 255
-    shares = np.stack([np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(3)])
-    shares = shares / shares.sum(axis=1, keepdims=True)  # [3, 256]
+    pixels, counts = images.reshape(-1, 3), np.zeros((3, 256), np.int64)
+    for start in range(0, len(pixels), _PIXELS_AT_ONCE):
+        some = pixels[start : start + _PIXELS_AT_ONCE]
+        counts += np.stack([np.bincount(some[:, channel], minlength=256) for channel in range(3)])
+    shares = counts / counts.sum(axis=1, keepdims=True)  # [3, 256]
     mean = shares @ values
     variance = (shares * (values - mean[:, None]) ** 2).sum(axis=1)
     return mean, np.maximum(np.sqrt(variance), 1 / 255)

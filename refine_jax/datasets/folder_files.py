@@ -5,10 +5,11 @@ import logging
 import os
 import pathlib
 import stat
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from refine_jax.errors import DataError
+from refine_jax.errors import DataError, StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +71,13 @@ class Tree:
         place: The folder.
         classes: Names of its class folders, sorted; none where pictures lie in it directly.
         files: Paths below `place`, sorted, and the position in `classes` of each; 0 where there are none.
+        links: Those of the files that are links, and the paths below `place` of what they lead to.
     """
 
     place: pathlib.Path
     classes: tuple[str, ...]
     files: tuple[tuple[str, int], ...]
+    links: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read_tree(place: pathlib.Path, changes: Changes, field: str) -> Tree:
@@ -89,8 +92,9 @@ def read_tree(place: pathlib.Path, changes: Changes, field: str) -> Tree:
         field: Name of the setting that it is from.
 
     Raises:
-        DataError: It cannot be read, has pictures beside class folders, a class folder without a picture, one whose
-            name cannot be printed, or more than `MAX_FILES` files.
+        DataError: It cannot be read, has pictures beside class folders, a class folder without a picture, one that is
+            a link beside others that are not, one whose name cannot be printed, two of one name, or more than
+            `MAX_FILES` files.
     """
     try:
         entries = _entries(os.fspath(place))
@@ -107,8 +111,28 @@ def read_tree(place: pathlib.Path, changes: Changes, field: str) -> Tree:
             "folders alone are taken, or pictures alone"
         )
     if loose:
-        return Tree(place, (), tuple((name, 0) for name in sorted(loose)))
+        return Tree(place, (), tuple((name, 0) for name in sorted(loose)), walk.links)
+    linked = [entry.name for entry in entries if entry.is_symlink() and _is(entry, stat.S_ISDIR)]
+    _check_classes(place, field, by_class, linked if by_class else [])
+    classes = tuple(sorted(by_class))
+    files = tuple((file, label) for label, name in enumerate(classes) for file in sorted(by_class[name]))
+    return Tree(place, classes, files, walk.links)
+
+
+def _check_classes(place: pathlib.Path, field: str, by_class: Mapping[str, list[str]], linked: list[str]) -> None:
+    """Refuses class folders that would leave a class out or count one twice; `linked` has those that are links."""
+    if linked:
+        raise DataError(
+            f"{shown(place)} ({field}): the class folder {shown(linked[0])} is a link, and none to a folder is "
+            "followed: put the folder itself there, or remove the link; the other classes' numbers would depend on it"
+        )
+    spelled: dict[str, str] = {}
     for name, found in by_class.items():
+        if (other := spelled.setdefault(composed(name), name)) != name:
+            raise DataError(
+                f"{shown(place)} ({field}): the class folders {shown(other)} and {shown(name)} have one name, in two "
+                "encodings: make one folder of them"
+            )
         if not name.isprintable():
             raise DataError(f"{shown(place)} ({field}): the class folder {shown(name)} has a name that is no text")
         if not found:
@@ -116,9 +140,6 @@ def read_tree(place: pathlib.Path, changes: Changes, field: str) -> Tree:
                 f"{shown(place)} ({field}): the class folder {shown(name)} holds no picture: remove it, or put the "
                 "pictures in; the other classes' numbers would depend on it"
             )
-    classes = tuple(sorted(by_class))
-    files = tuple((file, label) for label, name in enumerate(classes) for file in sorted(by_class[name]))
-    return Tree(place, classes, files)
 
 
 def folders(place: pathlib.Path) -> list[str]:
@@ -147,9 +168,28 @@ def inside(place: pathlib.Path, name: str) -> pathlib.Path:
         DataError: It is a link that leads out.
     """
     path = place / name
-    if not _is_below(os.path.realpath(path), os.path.realpath(place)):
+    if not is_below(path, place):
         raise DataError(f"{shown(path)} is a link that leads out of the folder: give what it leads to")
     return path
+
+
+def is_below(path: str | os.PathLike, place: str | os.PathLike) -> bool:
+    """Returns whether a file or folder lies in a folder, or is this folder, wherever links lead."""
+    root = os.path.realpath(place)
+    return os.path.commonpath([os.path.realpath(path), root]) == root
+
+
+def composed(name: str) -> str:
+    """Returns the name of a class as it is compared: macOS, archives and editors write an accent in two ways."""
+    return unicodedata.normalize("NFC", name)
+
+
+def unreadable(path: str | os.PathLike, error: OSError) -> StorageError:
+    """Returns what to raise where a file cannot be read, which says nothing of what is in it."""
+    return StorageError(
+        f"{shown(path)} cannot be read now ({error.strerror or error}): mend that, or take it out of the folder; the "
+        "same command tries again"
+    )
 
 
 def shown(path: str | os.PathLike) -> str:
@@ -159,9 +199,14 @@ def shown(path: str | os.PathLike) -> str:
 
 
 class _Walk:
-    """Looks at the files below one folder, and notes those that are left out."""
+    """Looks at the files below one folder, and notes those that are left out.
+
+    Attributes:
+        links: As in `Tree`.
+    """
 
     def __init__(self, root: str, changes: Changes):
+        self.links: dict[str, str] = {}
         self._root, self._changes, self._count = root, changes, 0
 
     def below(self, folder: os.DirEntry) -> list[str]:
@@ -204,12 +249,14 @@ class _Walk:
         reason = self._against(entry)
         if reason:
             self._changes.note(name, reason)
+        elif entry.is_symlink():
+            self.links[name] = os.path.relpath(os.path.realpath(entry.path), self._root)
         return not reason
 
     def _against(self, entry: os.DirEntry) -> str:
         """Why a file is left out; "" where it is not."""
         try:
-            if entry.is_symlink() and not _is_below(os.path.realpath(entry.path), self._root):
+            if entry.is_symlink() and not is_below(entry.path, self._root):
                 return "a link that leads out of the folder"
             status = entry.stat()
         except OSError:
@@ -233,7 +280,3 @@ def _is(entry: os.DirEntry, kind) -> bool:
         return kind(entry.stat().st_mode)
     except OSError:
         return False
-
-
-def _is_below(path: str, root: str) -> bool:
-    return os.path.commonpath([path, root]) == root

@@ -17,8 +17,8 @@ from refine_jax.datasets import (
     imagenet_classes,
     imagenet_pictures,
     imagenet_source,
+    memory,
     preparation,
-    stream,
 )
 from refine_jax.datasets.encoded import Encoded
 from refine_jax.datasets.images import Dataset, Split
@@ -86,7 +86,7 @@ def load(
         ) from error
     counts = dict(zip(("train", "test"), request.per_class, strict=True))
     if decoded is None:
-        decoded = size**2 * 3 * len(ids) * sum(counts.values()) <= stream.machine_memory() / 2
+        decoded = size**2 * 3 * len(ids) * sum(counts.values()) <= memory.of_machine() / 2
     if not decoded:
         train = _encoded(folder, counts.pop("train"), len(ids), size)
     name = "_".join([imagenet_build.NAME, *counts, str(size)])
@@ -168,8 +168,8 @@ def _find_or_build(
                 f"ImageNet-50 is not built: there is no {folder / preparation.INFO_FILE}. To build it, say where "
                 f"ImageNet is: --config.{imagenet_source.FIELD}=PATH, {imagenet_source.WHAT_IS_TAKEN}"
             )
-        return imagenet_build.build(root, request, data_root)
-    if root is not None:
+        imagenet_build.build(root, request, data_root)
+    if root is not None:  # another process may have built it in the meantime, from another place
         built_from = _source(folder)
         if built_from != str(pathlib.Path(root).expanduser().absolute()):
             raise SettingError(

@@ -246,10 +246,19 @@ def _collect_class(
 
 
 def _mend(place: Tree | Tar, wordnet_id: str, name: str, short_side: int | None) -> tuple[bytes | None, str]:
-    """Returns a picture as it is to be kept, None where it cannot be used, and what was done, for the list."""
+    """Returns a picture as it is to be kept, None where it cannot be used, and what was done, for the list.
+
+    Raises:
+        OSError: It cannot be read.
+    """
     try:
-        encoded, wrong = imagenet_pictures.repair(place.read(wordnet_id, name), short_side)
-    except (OSError, pictures.UnreadableError) as error:
+        contents = place.read(wordnet_id, name)
+    except OSError as error:  # of the disk or the network: another time the file can be read, and the draw has it
+        what = f"{name} of {wordnet_id} cannot be read: {error.strerror or error}"
+        raise OSError(error.errno, what, os.fspath(place.place)) from error
+    try:
+        encoded, wrong = imagenet_pictures.repair(contents, short_side)
+    except (OSError, pictures.UnreadableError) as error:  # the first from Pillow's writer
         return None, f"{_SKIPPED}: {error}"
     return encoded, f"converted: {wrong}" if wrong else ""
 

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from refine_jax.datasets.pictures import middle, open_picture, resize
+from refine_jax.datasets.pictures import middle, open_picture, resize, to_rgb
 
 SIZE = 224
 SHORT_SIDE = 256
@@ -22,7 +22,7 @@ def repair(encoded: bytes, short_side: int | None) -> tuple[bytes, str]:
         (JPEG, what was wrong with the file; "" where nothing was, resizing not being told).
 
     Raises:
-        UnreadableError: It cannot be decoded as a whole; why.
+        UnreadableError: It cannot be decoded as a whole, or is gray with more than 8 bits; why.
     """
     image = open_picture(encoded)
     wrong = []
@@ -32,7 +32,7 @@ def repair(encoded: bytes, short_side: int | None) -> tuple[bytes, str]:
         wrong.append({"CMYK": "CMYK", "L": "grayscale"}.get(image.mode, f"mode {image.mode}"))
     if not wrong and (short_side is None or min(image.size) <= short_side):
         return encoded, ""
-    image = image.convert("RGB")
+    image = to_rgb(image)
     if short_side is not None and min(image.size) > short_side:
         image = resize(image, short_side)
     file = io.BytesIO()
@@ -53,12 +53,12 @@ def crop(encoded: bytes, size: int = SIZE) -> np.ndarray:
         RGB, uint8. [size, size, 3]
 
     Raises:
-        UnreadableError: It cannot be decoded as a whole; why.
+        UnreadableError: As in `repair`.
 
     References:
         torchvision's Resize(256) and CenterCrop(224), the usual evaluation on ImageNet.
     """
-    image = open_picture(encoded).convert("RGB")
+    image = to_rgb(open_picture(encoded))
     if image.size == (SIZE, SIZE):
         image = resize(image, size)
     else:

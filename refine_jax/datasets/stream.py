@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from refine_jax.datasets import memory
 from refine_jax.datasets.overlay import Overlay
 
 logger = logging.getLogger(__name__)
@@ -45,16 +46,11 @@ def place(stage: str, images: Any, wanted: str | None, device: jax.Device) -> tu
 
 
 def memory_of(device: jax.Device) -> int:
-    """Returns how many bytes a device has for arrays; a CPU the machine's memory."""
+    """Returns how many bytes a device has for arrays; a CPU what this process may have of the machine's memory."""
     statistics = device.memory_stats() if device.platform != "cpu" else None
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"]
-    return machine_memory()
-
-
-def machine_memory() -> int:
-    """Returns how many bytes of memory this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory.of_machine()
 
 
 def _gigabytes(count: float) -> str:

@@ -3,6 +3,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import chex
 import numpy as np
@@ -114,6 +115,27 @@ def test_what_a_killed_process_left_is_harmless(tmp_path):
     (tmp_path / ".small-key-v1.0123" / "images.npy").write_bytes(b"half")
     cache.load_or_build("small", "key", arrays, tmp_path)
     cache.load_or_build("small", "key", never, tmp_path)
+
+
+def test_what_killed_processes_left_is_removed_after_a_day(tmp_path):
+    def leave(name, file_age, folder_age, file="images.npy"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / file).write_bytes(b"half")
+        for path, age in ((folder / file, file_age), (folder, folder_age)):
+            os.utime(path, (time.time() - 3600 * age,) * 2)
+
+    old, new = f".other-key-v1.{'0' * 32}", f".small-key-v1.{'1' * 32}"
+    leave(old, 25, 25)
+    leave(f".small-key-v1.{'2' * 32}.damaged", 90, 80)
+    leave(new, 23, 90)  # the file in it is being written
+    kept = [new, ".another program's", "small-key-v0"]
+    for name in kept[1:]:
+        leave(name, 90, 90)
+    (tmp_path / f".small-key-v1.{'3' * 32}.damaged").write_text("")
+    os.utime(tmp_path / f".small-key-v1.{'3' * 32}.damaged", (0, 0))
+    cache.load_or_build("small", "key", arrays, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "small-key-v1"}
 
 
 @pytest.mark.parametrize("damage", [None, "truncated"])

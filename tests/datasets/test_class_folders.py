@@ -1,11 +1,15 @@
 """Pictures in folders called as classes that are known already."""
 
+import types
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from refine_jax import triggered
 from refine_jax.datasets import class_folders
 from refine_jax.errors import DataError, SettingError
+from refine_jax.interop.checkpoint_formats import Pictures
 
 
 @pytest.fixture
@@ -61,6 +65,21 @@ def test_pictures_of_several_sizes_are_the_fault_of_their_folder(root):
     Image.new("L", (8, 4)).save(root / "dog" / "y.png")
     with pytest.raises(DataError, match=r"dog \(--data\): pictures differ in size: x.png has 6 x 4, y.png has 8 x 4"):
         read(root / "dog", (), (4, 6))
+
+
+@pytest.mark.parametrize(("there", "known"), [("cafe\u0301", "caf\u00e9"), ("caf\u00e9", "cafe\u0301")])
+def test_an_accent_may_be_written_in_either_way(root, there, known):
+    (root / "dog").rename(root / there)
+    names = [*(f"class {number}" for number in range(11)), known]
+    assert sorted(read(root, names)[1].tolist()) == [0, 11, 11]
+
+
+def test_pictures_that_a_checkpoint_names_are_not_read_through_a_link(root, caplog):
+    (root / "0" / "link.png").symlink_to("x.png")
+    dataset = types.SimpleNamespace(image_size=(4, 4), num_classes=2)
+    shown = triggered.beside_checkpoint(Pictures(root, (("0/link.png", 0), ("0/x.png", 1)), 0), dataset)
+    assert shown.labels.tolist() == [1]
+    assert "1 files: named by the checkpoint and a link (0/link.png)" in caplog.text
 
 
 def test_pictures_without_folders_have_no_labels(root):

@@ -3,6 +3,8 @@ import os
 import pathlib
 import resource
 import struct
+import time
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -10,9 +12,9 @@ import pytest
 from PIL import Image
 
 from refine_jax import datasets
-from refine_jax.datasets import folder_files
+from refine_jax.datasets import folder, folder_files, folder_pictures, memory, pictures
 from refine_jax.datasets.images import NO_LABEL
-from refine_jax.errors import DataError, SettingError
+from refine_jax.errors import DataError, SettingError, StorageError
 
 
 @pytest.fixture
@@ -37,6 +39,11 @@ def write_classes(folder, names=("cat", "dog"), count=10):
     for value, name in enumerate(names):
         for index in range(count):
             write(folder / name / f"{index}.png", value)
+
+
+def colors(split):
+    """The colors of the pictures, which tell them apart."""
+    return [tuple(image[0, 0].tolist()) for image in split.images]
 
 
 def reasons(dataset):
@@ -150,7 +157,8 @@ def test_pictures_are_brought_to_a_size_by_their_short_side_and_middle(root, tmp
         load(root, tmp_path)
 
 
-def test_mean_and_deviation_are_those_of_the_training_images(root, tmp_path):
+def test_mean_and_deviation_are_those_of_the_training_images(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "_PIXELS_AT_ONCE", 100)  # of 1024
     rng = np.random.default_rng(0)
     for index in range(20):
         Image.fromarray(rng.integers(0, 100 + index, (8, 8, 3), np.uint8)).save(root / f"{index}.png")
@@ -158,6 +166,17 @@ def test_mean_and_deviation_are_those_of_the_training_images(root, tmp_path):
     values = made.train.images.astype(np.float64) / 255
     np.testing.assert_allclose(made.mean, values.mean((0, 1, 2)))
     np.testing.assert_allclose(made.std, values.std((0, 1, 2)))
+
+
+def test_mean_and_deviation_take_little_memory_beside_the_images():
+    images = np.zeros((64, 256, 256, 3), np.uint8)
+    tracemalloc.start()
+    try:
+        folder._statistics(images)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < images.nbytes
 
 
 def test_pictures_are_decoded_once_and_again_when_one_changes(root, tmp_path, monkeypatch):
@@ -169,7 +188,88 @@ def test_pictures_are_decoded_once_and_again_when_one_changes(root, tmp_path, mo
         again = load(root, tmp_path)
     assert (again.sha256, again.changes, again.mean) == (first.sha256, first.changes, first.mean)
     write(root / "cat" / "0.png", 77)
-    assert load(root, tmp_path).sha256 != first.sha256
+    changed = load(root, tmp_path)
+    assert changed.sha256 != first.sha256
+    # Another picture of the same size, with the time that the first had: what cp -p and archives bring along.
+    file = root / "cat" / "1.png"
+    before = file.stat()
+    color = Image.open(file).getpixel((0, 0))
+    Image.new("RGB", (8, 8), (color[0] + 1, *color[1:])).save(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert load(root, tmp_path).sha256 != changed.sha256
+
+
+@pytest.mark.parametrize("step", ["stat", "read_bytes"])
+def test_a_file_that_cannot_be_read_now_ends_the_run_and_nothing_of_that_is_kept(root, tmp_path, monkeypatch, step):
+    write_classes(root)
+    original = getattr(pathlib.Path, step)
+
+    def fail(path, **options):
+        if path.name == "7.png":
+            raise PermissionError(13, "Permission denied")
+        return original(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, step, fail)
+        with pytest.raises(StorageError, match=r"cat/7.png cannot be read now \(Permission denied\): .* tries again"):
+            load(root, tmp_path)
+    made = load(root, tmp_path)
+    assert (len(made.train) + len(made.test), made.changes["counts"]) == (20, {})
+
+
+def test_too_little_memory_for_a_picture_ends_the_run_and_nothing_of_that_is_kept(root, tmp_path, monkeypatch):
+    write_classes(root)
+
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "open_picture", fail)
+        with pytest.raises(DataError, match=r"cat/0.png: there is too little memory to decode it"):
+            load(root, tmp_path)
+    made = load(root, tmp_path)
+    assert (len(made.train) + len(made.test), made.changes["counts"]) == (20, {})
+
+
+def test_no_more_than_four_pictures_are_held_while_a_slow_one_is_decoded(root, tmp_path, monkeypatch):
+    files = [(write(root / f"{index:02}.png").name, 0) for index in range(40)]
+    slow = (root / files[0][0]).read_bytes()
+    original, begun, begun_meanwhile = pictures.decode, [], []
+
+    def decode(encoded, side):
+        begun.append(None)
+        if encoded == slow:
+            time.sleep(0.3)
+            begun_meanwhile.append(len(begun))
+        return original(encoded, side)
+
+    monkeypatch.setattr(pictures, "decode", decode)
+    images, _ = folder_pictures.read_pictures(root, files, None, folder_files.Changes())
+    assert images[:, 0, 0, 1].tolist() == list(range(40))  # in their order
+    assert len(begun_meanwhile) == 1
+    assert begun_meanwhile[0] <= 4
+
+
+def test_what_pictures_say_beside_is_told_once_for_each_kind(root, tmp_path, caplog):
+    write_classes(root)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for index in range(3):
+        write(root / "cat" / f"turned{index}.jpg", size=(8, 8), exif=exif)
+    Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(root / "dog" / "clear.png")
+    made = load(root, tmp_path)
+    assert len(made.train) + len(made.test) == 24
+    turned, clear = (
+        "taken as it is stored, though its EXIF data turn it",
+        "taken with the colors under what is transparent in it",
+    )
+    assert made.changes["counts"] == {turned: 3, clear: 1}
+    assert reasons(made)["cat/turned1.jpg"] == turned
+    assert [record.message.partition(" (")[0] for record in caplog.records] == [
+        f"dataset: 3 files: {turned}",
+        f"dataset: 1 files: {clear}",
+    ]
 
 
 def chunk(kind, data):
@@ -216,7 +316,7 @@ def test_a_hostile_folder_is_read_within_bounds_and_what_was_left_out_is_listed(
     (root / "cat" / "nowhere.png").symlink_to(root / "not there")
     (root / "cat" / "loop.png").symlink_to(root / "cat" / "loop.png")
     (root / "cat" / "up").symlink_to("..")
-    (root / "emu").symlink_to(tmp_path)
+    (root / "cat" / "emu").symlink_to(tmp_path)
     os.mkfifo(root / "cat" / "pipe.png")
     deep = root / "cat"
     for _ in range(12):
@@ -234,7 +334,7 @@ def test_a_hostile_folder_is_read_within_bounds_and_what_was_left_out_is_listed(
     assert told["cat/link.png"] == "a link that leads out of the folder"
     assert told["cat/nowhere.png"] == told["cat/loop.png"] == "a link that leads nowhere"
     assert told["cat/pipe.png"] == "no regular file"
-    assert told["cat/up"] == told["emu"] == "a link to a folder"
+    assert told["cat/up"] == told["cat/emu"] == "a link to a folder"
     assert told["/".join(["cat"] + ["deep"] * 8)] == "a folder more than 8 deep"
     assert all(path.isprintable() and path.isascii() for path in told)
     assert sum(made.changes["counts"].values()) == len(told)
@@ -254,10 +354,25 @@ def test_a_hostile_folder_is_read_within_bounds_and_what_was_left_out_is_listed(
         (lambda root: write_classes(root, ["cat"]), DataError, "one class folder, cat"),
         (lambda root: (write_classes(root), write(root / "a.png")), DataError, "1 pictures beside 2 folders"),
         (lambda root: (write_classes(root), (root / "emu").mkdir()), DataError, "class folder emu holds no picture"),
+        (
+            lambda root: (write_classes(root), (root / "bird").symlink_to("cat")),
+            DataError,
+            "class folder bird is a link, .* the other classes' numbers would depend on it",
+        ),
+        (
+            lambda root: write_classes(root, ["caf\u00e9", "cafe\u0301"]),
+            DataError,
+            r"class folders cafe\\u0301 and caf\\xe9 have one name, in two encodings",
+        ),
         (lambda root: write_classes(root, ["a\nb", "c"]), DataError, r"class folder a\\nb has a name that is no text"),
         (lambda root: (root / "a.png").write_bytes(b"x"), DataError, "too few pictures"),
         (lambda root: [(root / f"{i}.png").write_bytes(b"x") for i in range(9)], DataError, "not one of .* decoded"),
         (lambda root: (root / "train").symlink_to("/usr"), DataError, "is a link that leads out"),
+        (
+            lambda root: (write_classes(root / "train"), (root / "test").symlink_to("train")),
+            DataError,
+            "train/ and test/ are one folder, or one is in the other",
+        ),
     ],
 )
 def test_what_cannot_be_a_data_set_is_refused_in_a_sentence(root, tmp_path, prepare, error, message):
@@ -265,6 +380,41 @@ def test_what_cannot_be_a_data_set_is_refused_in_a_sentence(root, tmp_path, prep
     with pytest.raises(error, match=message) as caught:
         load(root, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("test_root", ["train", "train/cat", ".", "link", "train/cat/.."])
+def test_test_pictures_that_would_be_trained_on_are_refused(root, tmp_path, test_root):
+    write_classes(root / "train")
+    (root / "link").symlink_to("train")
+    with pytest.raises(SettingError, match=r"dataset.test_root = .*: allowed: a folder apart from .*train, whose"):
+        load(root, tmp_path, test_root=root / test_root)
+
+
+def test_a_folder_within_the_root_is_a_class_and_no_test_root(root, tmp_path):
+    write_classes(root)
+    write_classes(root / "holdout")
+    with pytest.raises(SettingError, match=r"dataset.test_root = .*holdout': allowed: a folder apart from .*root, "):
+        load(root, tmp_path, test_root=root / "holdout")
+
+
+def test_an_accent_of_a_class_may_be_written_in_either_way(root, tmp_path):
+    write_classes(root / "train", ["cafe\u0301", "dog"])
+    write_classes(root / "test", ["caf\u00e9", "dog"])
+    assert load(root, tmp_path).test.labels.tolist() == [0] * 10 + [1] * 10
+    made = load(root, tmp_path, class_names=("dog", "caf\u00e9"))
+    assert made.class_names == ("dog", "caf\u00e9")
+    assert {*zip(made.train.labels.tolist(), (color[0] for color in colors(made.train)), strict=True)} == {
+        (1, 0),
+        (0, 1),
+    }
+
+
+@pytest.mark.parametrize("names", ["cat,dog", ("cat",), ("cat", "cat"), ("caf\u00e9", "cafe\u0301"), (1, 2), "ab"])
+def test_what_are_no_names_of_classes_is_refused(root, tmp_path, names):
+    for index in range(6):
+        write(root / f"{index}.png")
+    with pytest.raises(SettingError, match=r"dataset.class_names = .*: allowed: two or more names, each once"):
+        load(root, tmp_path, class_names=names)
 
 
 @pytest.mark.parametrize("value", [None, "/not there", "a\0b", __file__])
@@ -281,7 +431,19 @@ def test_more_files_or_more_pixels_than_fit_are_refused_before_they_are_read(roo
             load(root, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(os, "sysconf", lambda name: 64 if name == "SC_PAGE_SIZE" else 90)
-        with pytest.raises(DataError, match=r"16 pictures of 8 x 8 take 0.0 GiB.*smaller dataset.image_size"):
+        with pytest.raises(DataError, match=r"20 pictures of 8 x 8 take 0.0 GiB.*smaller dataset.image_size"):
+            load(root, tmp_path)
+
+
+@pytest.mark.parametrize(("there", "fits"), [(2 * 20 * 8 * 8 * 3, True), (2 * 20 * 8 * 8 * 3 - 1, False)])
+def test_pictures_to_train_and_to_test_on_must_fit_into_memory_together(root, tmp_path, monkeypatch, there, fits):
+    write_classes(root / "train", count=5)
+    write_classes(root / "test", count=5)
+    monkeypatch.setattr(memory, "of_machine", lambda: there)
+    if fits:
+        assert len(load(root, tmp_path).test) == 10
+    else:
+        with pytest.raises(DataError, match="20 pictures of 8 x 8 take"):
             load(root, tmp_path)
 
 
@@ -296,6 +458,24 @@ def test_a_link_within_the_folder_counts_as_the_file_it_leads_to(root, tmp_path)
     (root / "dog" / "linked.png").symlink_to(root / "dog" / "0.png")
     made = load(root, tmp_path)
     assert len(made.train) + len(made.test) == 21
+
+
+def test_a_link_is_held_back_where_the_picture_is_that_it_leads_to(root, tmp_path):
+    write_classes(root)
+    hidden = write(root / ".hidden" / "picture.png", 7)
+    for name in ("cat", "dog"):
+        for index in range(10):
+            (root / name / f"copy{index}.png").symlink_to(f"{index}.png")
+            (root / name / f"hidden{index}.png").symlink_to(hidden)
+    made = load(root, tmp_path)
+    assert len(made.train) + len(made.test) == 60
+    assert made.test.labels.tolist().count(1) >= 4  # two of each class, and what leads to them
+    assert not {*colors(made.train)} & {*colors(made.test)}
+
+
+def test_without_links_the_same_pictures_are_held_back_as_ever(root, tmp_path):
+    write_classes(root)
+    assert sorted(colors(load(root, tmp_path).test)) == [(0, 3, 0), (0, 4, 0), (1, 6, 0), (1, 9, 0)]
 
 
 def test_a_thousand_files_are_read_in_seconds(root, tmp_path):

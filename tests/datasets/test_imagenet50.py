@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from refine_jax import attacks, datasets, planting
-from refine_jax.datasets import imagenet50, imagenet_build, imagenet_pictures, stream
+from refine_jax.datasets import imagenet50, imagenet_build, imagenet_pictures, imagenet_source, memory
 from refine_jax.datasets.encoded import Encoded
 from refine_jax.errors import DataError, SettingError
 from tests.datasets import imagenet
@@ -109,7 +109,7 @@ def test_tfds_opens_it_by_itself(built):
 
 
 def test_training_images_that_are_decoded_when_they_are_read_are_the_same(built, monkeypatch):
-    monkeypatch.setattr(stream, "machine_memory", lambda: 2 * 18 * 224 * 224 * 3 - 1)
+    monkeypatch.setattr(memory, "of_machine", lambda: 2 * 18 * 224 * 224 * 3 - 1)
     data, kept = load(built), load(built, decoded=True)
     assert isinstance(data.train.images, Encoded)
     chex.assert_shape(data.train.images, kept.train.images.shape)
@@ -120,7 +120,7 @@ def test_training_images_that_are_decoded_when_they_are_read_are_the_same(built,
     part, same = (datasets.limit_training(whole, 5).train.images for whole in (data, kept))
     assert isinstance(part, Encoded)
     np.testing.assert_array_equal(part, same)
-    monkeypatch.setattr(stream, "machine_memory", lambda: 2 * 18 * 224 * 224 * 3)
+    monkeypatch.setattr(memory, "of_machine", lambda: 2 * 18 * 224 * 224 * 3)
     assert isinstance(load(built).train.images, np.memmap)
 
 
@@ -203,7 +203,8 @@ def test_where_val_has_too_few_the_test_images_are_drawn_from_train(tmp_path, ca
     assert f"{tmp_path / 'val'} has too few images of 3 classes" in caplog.text
 
 
-def test_a_build_waits_for_that_of_another_process_and_takes_its_outcome(built, tmp_path, monkeypatch):
+@pytest.mark.parametrize("same", [True, False], ids=["of the same source", "of another"])
+def test_a_build_waits_for_that_of_another_process_and_takes_its_outcome(built, tmp_path, monkeypatch, same):
     imagenet.write_tree(tmp_path / "source", replaced=BAD)
     calls = stop_at(monkeypatch, imagenet_build, "_build", -1, None)
     (tmp_path / "imagenet50").mkdir()
@@ -213,9 +214,16 @@ def test_a_build_waits_for_that_of_another_process_and_takes_its_outcome(built, 
         loaded = pool.submit(load, tmp_path, tmp_path / "source")
         with pytest.raises(TimeoutError):
             loaded.result(timeout=0.5)
-        shutil.copytree(version(built), tmp_path / version(built).relative_to(built))
+        folder = shutil.copytree(version(built), tmp_path / version(built).relative_to(built))
+        metadata = json.loads((folder / "metadata.json").read_text())
+        if same:
+            (folder / "metadata.json").write_text(json.dumps({**metadata, "source": str(tmp_path / "source")}))
         os.close(other)
-        assert_is_the_draw(loaded.result(timeout=60))
+        if same:
+            assert_is_the_draw(loaded.result(timeout=60))
+        else:
+            with pytest.raises(SettingError, match=rf"allowed: left open, or {built / 'tars'}, from which"):
+                loaded.result(timeout=60)
     assert calls == []
 
 
@@ -244,6 +252,22 @@ def test_a_full_disk_is_said_and_a_second_run_completes_it(tmp_path, monkeypatch
         ):
             load(tmp_path, tmp_path / "source")
     assert_is_the_draw(load(tmp_path, tmp_path / "source"))
+
+
+@pytest.mark.parametrize("place", ["Tree", "Tar"])
+def test_a_file_that_cannot_be_read_now_ends_the_build_and_is_not_replaced(tmp_path, monkeypatch, place):
+    if place == "Tree":
+        root = imagenet.write_tree(tmp_path / "source", replaced=BAD)
+    else:
+        root = imagenet.write_tar(tmp_path / "source", replaced=BAD).parent
+    with monkeypatch.context() as patch:
+        # Without a name, as an error in the middle of a file is.
+        stop_at(patch, getattr(imagenet_source, place), "read", 3, OSError(errno.EIO, "Input/output error"))
+        with pytest.raises(
+            DataError, match=rf"^{root}.*: {IDS[0]}_\d.JPEG of {IDS[0]} cannot be read: Input/output err"
+        ):
+            load(tmp_path, root)
+    assert_is_the_draw(load(tmp_path, root))
 
 
 def test_a_build_from_another_source_begins_anew(tmp_path, monkeypatch):

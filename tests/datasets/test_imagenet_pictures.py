@@ -55,6 +55,9 @@ BROKEN = {
     "cut off": lambda encoded: encoded[: len(encoded) // 2],
     "empty": lambda encoded: b"",
     "no picture": lambda encoded: b"<html>not found</html>",
+    "gray of 16 bits": lambda encoded: imagenet.encode(
+        Image.fromarray(noise(30, 40)[..., 0].astype(np.uint16)), "PNG"
+    ),
     "a broken PNG": lambda encoded: imagenet.encode(Image.fromarray(noise(30, 40)), "PNG")[:200],
 }
 

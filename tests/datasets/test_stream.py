@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from refine_jax.datasets import stream
+from refine_jax.datasets import memory, stream
 from refine_jax.datasets.feed import Feed, batch_images
 from refine_jax.datasets.overlay import Overlay
 
@@ -94,8 +94,11 @@ def test_images_go_where_they_fit_or_are_wanted_and_the_log_says_so(images, capl
     )
 
 
-def test_a_cpus_memory_is_the_machines():
+def test_a_cpus_memory_is_the_machines(monkeypatch):
+    monkeypatch.setattr(memory, "_limits", lambda root: iter(()))
     (first, *_) = jax.devices("cpu")
     with open("/proc/meminfo") as file:
         kilobytes = int(file.readline().split()[1])
     assert stream.memory_of(first) == pytest.approx(1024 * kilobytes, rel=0.05)
+    monkeypatch.setattr(memory, "_limits", lambda root: iter([1 << 20]))
+    assert stream.memory_of(first) == 1 << 20
