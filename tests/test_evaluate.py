@@ -139,7 +139,7 @@ def test_without_class_names_folders_are_numbers_of_classes_that_there_are(done,
     for data, triggered, kind, message in (
         ("known", "unknown", DataError, "--triggered has the class 4, and the classifier knows 4"),
         ("unknown", "known", DataError, "--data has the class 4, and the classifier knows 4"),
-        ("known", "named", SettingError, "folder of --triggered = 'd': allowed: a class's number, as no names are"),
+        ("known", "named", SettingError, "folder of --triggered = 'd': allowed: a class's number, 0 to 999999, as no"),
     ):
         with pytest.raises(kind, match=message):
             measured(data, triggered)

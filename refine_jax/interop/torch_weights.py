@@ -93,10 +93,11 @@ def read(name: str, state_dict: Mapping[str, Any], entry: str | None = None) -> 
         value = entries.values[key]
         if path[-1] == "kernel":
             value = value.transpose(np.argsort(_KERNEL_AXES[len(shape)]))
-        # A copy, since PyTorch updates its tensors in place.
-        flat[path] = jnp.array(value, jnp.promote_types(value.dtype, jnp.float32))
-        if not np.isfinite(np.asarray(flat[path])).all():
-            infinite.append(key)
+        with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and told
+            # A copy, since PyTorch updates its tensors in place.
+            flat[path] = jnp.array(value, jnp.promote_types(value.dtype, jnp.float32))
+            if not np.isfinite(value.astype(flat[path].dtype)).all():
+                infinite.append(key)
     if infinite:
         raise WeightsError(f"weights of {name} that are not finite numbers: {', '.join(infinite)}")
     variables, options = traverse_util.unflatten_dict(flat), _infer(name, entries.values)[0]

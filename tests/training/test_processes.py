@@ -87,7 +87,8 @@ def test_a_process_that_fails_ends_the_other(trained):
 
 def test_a_whole_run_in_two_processes_comes_to_what_it_comes_to_on_one_device(tmp_path):
     changes = {
-        **{"victim.name": "tiny", "victim.epochs": 1, "victim.batch_size": 48, "dataset.train_images": 96},
+        **{"victim.name": "tiny", "victim.width": 64, "victim.epochs": 1, "victim.batch_size": 48},
+        **{"dataset.train_images": 96},
         **{"defense.epochs": 1, "defense.batch_size": 48, "defense.width": 2, "defense.depth": 1, "run.log_every": 1},
         "defense.optimizer": "sgd",  # Adam would make much of the rounding in gradients that are 0
     }
