@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from refine_jax import import_stage, importing, networks, settings, triggered
+from refine_jax import import_stage, importing, networks, triggered
 from refine_jax.datasets.images import Dataset, Split
 from refine_jax.errors import DataError, SettingError
 from refine_jax.files import hash_arrays, write_record
@@ -318,48 +318,6 @@ def test_a_folder_of_triggered_pictures_has_their_true_classes(tmp_path):
         triggered.of_folder(tmp_path, dataset(), 1)
     with pytest.raises(SettingError, match=r"attack.triggered_root = .*this one has no folders"):
         triggered.of_folder(tmp_path / "cat", dataset(), 1)
-
-
-def configured(**changed):
-    config = settings.default()
-    for name, value in changed.items():
-        section, _, field = name.partition("__")
-        config[section][field] = value
-    return config
-
-
-def test_an_imported_victim_has_no_settings_of_a_training():
-    resolved = settings.complete(configured(victim__checkpoint="a.pth", attack__name="none"))
-    assert set(resolved["victim"]) == {"name", "workdir", "checkpoint", *OPEN}
-    chosen = settings.complete(configured(victim__checkpoint="a.pth", victim__entry="ema", attack__name="none"))
-    assert chosen["victim"] == {**resolved["victim"], "entry": "ema"}
-    assert set(resolved["attack"]) == {"name", "target", "rate", "triggered_root"}
-    trained = settings.complete(configured())
-    assert not {"checkpoint", *OPEN} & {*trained["victim"]}
-    assert "triggered_root" not in trained["attack"]
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"attack__name": "none"}, r"attack.name = 'none': allowed: badnets"),
-        ({"victim__entry": "net"}, r"victim.entry = 'net': allowed: nothing without victim.checkpoint"),
-        ({"victim__mean": (0, 0, 0)}, r"victim.mean = .*: allowed: nothing without victim.checkpoint"),
-        ({"attack__triggered_root": "x"}, r"attack.triggered_root = 'x': allowed: nothing without victim.checkpoint"),
-        ({"victim__checkpoint": "a", "victim__workdir": "b"}, r"victim.workdir = 'b': allowed: nothing with"),
-        (
-            {"victim__checkpoint": "a", "attack__triggered_root": "b"},
-            r"attack.triggered_root = 'b': allowed: only with",
-        ),
-        ({"victim__checkpoint": "a", "victim__mean": (1, 2)}, r"victim.mean = .*: allowed: three numbers"),
-        ({"victim__checkpoint": "a", "victim__std": (1, 0, 1)}, r"victim.std = .*: allowed: three numbers.*above 0"),
-        ({"victim__checkpoint": "a", "victim__channels": "GBR"}, r"victim.channels = 'GBR': allowed: RGB, BGR"),
-        ({"victim__checkpoint": "a", "victim__input_size": 0}, r"victim.input_size = 0: allowed: 1 to 4096"),
-    ],
-)
-def test_settings_of_an_import_that_cannot_be_are_refused(changed, message):
-    with pytest.raises(SettingError, match=message):
-        settings.complete(configured(**changed))
 
 
 def test_pictures_of_backdoorbench_are_looked_for_by_what_comes_after_their_folders_name():

@@ -150,7 +150,7 @@ def test_a_network_that_cannot_rematerialize_is_not_asked_to():
 
 
 def test_a_network_of_one_width_is_not_asked_for_another():
-    message = r"victim\.width = 16: allowed: 64, as by itself, with vgg16, which has no other; any with resnet18, "
+    message = r"victim\.width = 16: allowed: 64, the only one that vgg16 has; any with resnet18, "
     with pytest.raises(SettingError, match=message):
         settings.complete(configured(victim__width=16, victim__name="vgg16"))
     settings.complete(configured(victim__width=16))
@@ -257,3 +257,38 @@ def test_every_name_there_is_may_be_chosen():
         settings.complete(configured(victim__name=name))
     for name in datasets.names():
         settings.complete(configured(dataset__name=name))
+
+
+def test_an_imported_victim_has_no_settings_of_a_training():
+    preprocessing = {"mean", "std", "channels", "input_size"}
+    resolved = settings.complete(configured(victim__checkpoint="a.pth", attack__name="none"))
+    assert set(resolved["victim"]) == {"name", "workdir", "checkpoint", *preprocessing}
+    chosen = settings.complete(configured(victim__checkpoint="a.pth", victim__entry="ema", attack__name="none"))
+    assert chosen["victim"] == {**resolved["victim"], "entry": "ema"}
+    assert set(resolved["attack"]) == {"name", "target", "rate", "triggered_root"}
+    trained = settings.complete(configured())
+    assert not {"checkpoint", *preprocessing} & {*trained["victim"]}
+    assert "triggered_root" not in trained["attack"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"attack__name": "none"}, r"attack.name = 'none': allowed: badnets"),
+        ({"victim__entry": "net"}, r"victim.entry = 'net': allowed: nothing without victim.checkpoint"),
+        ({"victim__mean": (0, 0, 0)}, r"victim.mean = .*: allowed: nothing without victim.checkpoint"),
+        ({"attack__triggered_root": "x"}, r"attack.triggered_root = 'x': allowed: nothing without victim.checkpoint"),
+        ({"victim__checkpoint": "a", "victim__workdir": "b"}, r"victim.workdir = 'b': allowed: nothing with"),
+        (
+            {"victim__checkpoint": "a", "attack__triggered_root": "b"},
+            r"attack.triggered_root = 'b': allowed: only with",
+        ),
+        ({"victim__checkpoint": "a", "victim__mean": (1, 2)}, r"victim.mean = .*: allowed: three numbers"),
+        ({"victim__checkpoint": "a", "victim__std": (1, 0, 1)}, r"victim.std = .*: allowed: three numbers.*above 0"),
+        ({"victim__checkpoint": "a", "victim__channels": "GBR"}, r"victim.channels = 'GBR': allowed: RGB, BGR"),
+        ({"victim__checkpoint": "a", "victim__input_size": 0}, r"victim.input_size = 0: allowed: 1 to 4096"),
+    ],
+)
+def test_settings_of_an_import_that_cannot_be_are_refused(changed, message):
+    with pytest.raises(SettingError, match=message):
+        settings.complete(configured(**changed))

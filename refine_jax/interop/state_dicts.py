@@ -232,7 +232,8 @@ def _array(name: str, value: Any) -> np.ndarray:
     if isinstance(value, str | bytes | list | tuple | set | Mapping):
         # NumPy would make one of it, of as many bytes as the longest of its strings has for each of them.
         what = f"the entry {name!r} of the state dict is a {type(value).__name__}, no array"
-        raise WeightsError(f"{what}; victim.entry={name} takes it" if isinstance(value, Mapping) else what)
+        remedy = f": if the network is in there, give victim.entry={name}" if isinstance(value, Mapping) else ""
+        raise WeightsError(what + remedy)
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         if str(value.dtype) == "torch.bfloat16":  # NumPy has no such type of its own.

@@ -58,7 +58,7 @@ def check_width(field: str, value: int, usual: int, name: str) -> None:
     """
     if value != usual and "width" not in options(name):
         able = ", ".join(other for other in NETWORKS if "width" in options(other))
-        raise SettingError(field, value, f"{usual}, as by itself, with {name}, which has no other; any with {able}")
+        raise SettingError(field, value, f"{usual}, the only one that {name} has; any with {able}")
 
 
 def build(name: str, num_classes: int, **settings: Any) -> nn.Module:

@@ -224,7 +224,7 @@ def test_a_budget_that_does_not_reach_is_said_before_anything_is_asked(method, b
         (
             "substitute",
             {"copy": {"name": "vit", "width": 16, "batch_size": 8}},
-            r"substitute\.copy\.width = 16: allowed: 64, as by itself, with vit, which has no other; any with",
+            r"substitute\.copy\.width = 16: allowed: 64, the only one that vit has; any with",
         ),
         ("substitute", {"batch_size": 49}, r"substitute\.batch_size = 49"),
         (
